@@ -1,0 +1,27 @@
+"""Batch normalization in GANs: train, watch, measure and test what it does."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bngan.data.module import ImageDataModule
+    from bngan.gan import GAN
+    from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
+
+__all__ = ["GAN", "ConvDiscriminator", "ConvGenerator", "Discriminator", "Generator", "ImageDataModule"]
+
+_HOMES = {
+    "GAN": "bngan.gan",
+    "ImageDataModule": "bngan.data.module",
+    "Generator": "bngan.networks",
+    "Discriminator": "bngan.networks",
+    "ConvGenerator": "bngan.networks",
+    "ConvDiscriminator": "bngan.networks",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loading torch takes seconds, which `bngan --help` should not.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bngan' has no attribute {name!r}")

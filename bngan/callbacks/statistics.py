@@ -1,0 +1,69 @@
+"""What batch norm does, layer by layer, in TensorBoard."""
+
+from contextlib import ExitStack
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from bngan.batchnorm import Statistics, batch_norm_layers, divergence, recorded_statistics
+from bngan.gan import GAN
+
+
+class BatchNormStatistics(Callback):
+    """Logs each batch norm layer's running statistics, gamma and beta, and how far its batches are from them.
+
+    Under `bn/<layer>/`: running_mean and running_var with their mean, smallest and largest value over the channels and
+    their histogram; gamma and beta likewise; and divergence, KL(batch || running) in nats, averaged over the channels and
+    over the batches that the layer saw in one alternation.
+
+    Args:
+        every_n_iterations: iterations between looks.
+        histograms: whether to log histograms as well.
+    """
+
+    def __init__(self, every_n_iterations: int = 200, histograms: bool = True) -> None:
+        if every_n_iterations < 1:
+            raise ValueError(f"batchnorm.every_n_iterations must be at least 1, got {every_n_iterations}")
+        self.every_n_iterations = every_n_iterations
+        self.histograms = histograms
+        self._recording = ExitStack()
+        self._seen: dict[str, list[Statistics]] | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: GAN, batch: object, batch_idx: int) -> None:
+        due = (pl_module.iterations_done + 1) % self.every_n_iterations == 0
+        if due and trainer.is_global_zero and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            self._seen = self._recording.enter_context(recorded_statistics(pl_module))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
+        if self._seen is None:
+            return
+        seen, self._seen = self._seen, None
+        self._recording.close()
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._write(logger, pl_module, seen)
+
+    def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
+        self._recording.close()
+
+    @torch.no_grad()
+    def _write(self, logger: TensorBoardLogger, gan: GAN, seen: dict[str, list[Statistics]]) -> None:
+        writer, iteration = logger.experiment, gan.iterations_done
+        for name, layer in batch_norm_layers(gan):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            values: dict[str, Tensor] = {"running_mean": layer.running_mean, "running_var": layer.running_var}
+            if layer.weight is not None:
+                values |= {"gamma": layer.weight, "beta": layer.bias}
+            for quantity, channels in values.items():
+                tag = f"bn/{name}/{quantity}"
+                low, mean, high = torch.stack([channels.min(), channels.mean(), channels.max()]).tolist()
+                for statistic, value in (("min", low), ("mean", mean), ("max", high)):
+                    writer.add_scalar(f"{tag}/{statistic}", value, iteration)
+                if self.histograms:
+                    writer.add_histogram(tag, channels, iteration)
+            if seen.get(name):
+                apart = torch.stack([divergence(layer, batch).mean() for batch in seen[name]]).mean()
+                writer.add_scalar(f"bn/{name}/divergence", float(apart), iteration)

@@ -1,0 +1,184 @@
+"""The one front door: `bngan` and `python scripts/train.py`.
+
+What a command does not need is not imported: help is instant, and only training loads Lightning.
+"""
+
+import argparse
+import ast
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+TRAINER_COMMANDS = {
+    "fit": "train; with no further words, the batch-normalized GAN on MNIST",
+    "validate": "measure a checkpoint on the held-out images",
+    "test": "the same, at full length",
+    "predict": "write a checkpoint's samples as pictures",
+}
+OWN_COMMANDS = {"sample": "draw images from a checkpoint, without any data set"}
+SHOW_TRACEBACK = "BNGAN_TRACEBACK"
+TRAINER_SETTINGS = (
+    ("--trainer.max_epochs", "passes over the data"),
+    ("--trainer.max_steps", "alternations after which to stop"),
+    ("--trainer.devices", "number of processors or GPUs to train on"),
+    ("--trainer.accelerator", "auto, cpu, gpu"),
+    ("--trainer.strategy", "auto, ddp, ..."),
+    ("--trainer.precision", "32-true, bf16-mixed, 16-mixed, 64-true"),
+    ("--trainer.default_root_dir", "where runs go (default: runs)"),
+    ("--trainer.log_every_n_steps", "alternations between logged scalars"),
+    ("--trainer.check_val_every_n_epoch", "epochs between validations"),
+    ("--trainer.fast_dev_run", "one alternation, nothing written"),
+)
+
+
+def entry_point() -> None:
+    """Run the command in sys.argv and exit with its status."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return 0, 2 for a person's mistake (told in a line on stderr), or 1 for a defect of ours."""
+    try:
+        _dispatch(arguments)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 2 * bool(exit_.code)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            traceback.print_exc()
+        elif not _is_mistake(error):
+            traceback.print_exc()
+            return 1
+        print(f"bngan: error: {_brief(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(_overview())
+    elif command == "--version":
+        from importlib.metadata import version
+
+        print(f"bngan {version('bngan')}")
+    elif command == "sample":
+        _sample(rest)
+    elif command in TRAINER_COMMANDS:
+        if "-h" in rest or "--help" in rest:
+            print(_short_help(command))
+            return
+        from bngan import trainer_cli
+
+        if "--help.all" in rest:
+            trainer_cli.print_full_help(command)
+        else:
+            trainer_cli.run(arguments)
+    elif command.startswith("-"):
+        raise ValueError(f"{command} must come after the command: bngan fit {command} ...; see bngan --help")
+    else:
+        known = ", ".join([*TRAINER_COMMANDS, *OWN_COMMANDS])
+        raise ValueError(f"unknown command {command!r}; choose from {known}")
+
+
+def _sample(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bngan sample", description="Draw images from a checkpoint, without any data set.")
+    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("samples.png"),
+        help=".png: a grid; .npz: uint8 N x C x H x W; else a folder",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
+    parser.exit_on_error = False
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ValueError(f"sample does not know {' '.join(unknown)}; see bngan sample --help")
+    from bngan.sampling import sample
+
+    sample(args.checkpoint, args.num, args.seed, args.output, args.device)
+    print(f"{args.num} images written to {args.output}")
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Tell what a person can put right from a defect in the program."""
+    if isinstance(error, ValueError | OSError | argparse.ArgumentError):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ArgumentError", "MisconfigurationException", "NonFiniteLoss", "OutOfMemoryError"})
+
+
+def _brief(error: Exception) -> str:
+    """Say it in a line or two."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    limit = 400
+    if len(text) > limit:
+        text = f"{text[: limit - 4]} ..."
+    return f"{text} ({SHOW_TRACEBACK}=1 shows where)"
+
+
+def _overview() -> str:
+    commands = {**TRAINER_COMMANDS, **OWN_COMMANDS}
+    lines = [
+        "bngan: batch normalization in GANs",
+        "",
+        *(f"  bngan {name:<9} {purpose}" for name, purpose in commands.items()),
+        "",
+        "  bngan fit --help       the settings that matter",
+        "  bngan fit --help.all   every setting",
+        "  tensorboard --logdir runs",
+    ]
+    return "\n".join(lines)
+
+
+def _short_help(command: str) -> str:
+    here = Path(__file__).parent
+    lines = [
+        f"bngan {command}: {TRAINER_COMMANDS[command]}",
+        "",
+        f"  {'--config FILE':<38} settings from a YAML file, over configs/default.yaml",
+        f"  {'--seed_everything SEED':<38} seed of all randomness",
+        f"  {'--name NAME':<38} name of the experiment",
+        f"  {'--ckpt_path FILE':<38} checkpoint to go on from, or to measure",
+        f"  {'--print_config':<38} print the settings and stop",
+    ]
+    for title, group, file, name in (
+        ("Networks and training", "model", here / "gan.py", "GAN"),
+        ("Data", "data", here / "data" / "module.py", "ImageDataModule"),
+    ):
+        lines += ["", title]
+        lines += [
+            f"  {f'--{group}.{setting}':<38} {purpose} (class default: {default})"
+            for setting, default, purpose in _documented_settings(file, name)
+            if "the command line takes it" not in purpose
+        ]
+    lines += ["", "Trainer"]
+    lines += [f"  {setting:<38} {purpose}" for setting, purpose in TRAINER_SETTINGS]
+    lines += ["", f"Every setting: bngan {command} --help.all"]
+    return "\n".join(lines)
+
+
+def _documented_settings(file: Path, name: str) -> Iterator[tuple[str, str, str]]:
+    """Read (setting, default, purpose) off a class's signature and docstring without importing it, which takes seconds."""
+    tree = ast.parse(file.read_text())
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    (init,) = (node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    purposes: dict[str, str] = {}
+    setting = ""
+    for line in (ast.get_docstring(found) or "").partition("Args:\n")[2].splitlines():
+        if line.startswith("        "):
+            purposes[setting] += f" {line.strip()}"
+        elif ":" in line:
+            setting, _, purpose = line.strip().partition(": ")
+            purposes[setting] = purpose
+    names = [argument.arg for argument in init.args.args[1:]]
+    for setting, default in zip(names, init.args.defaults, strict=True):
+        yield setting, ast.unparse(default), purposes[setting].rstrip(".")

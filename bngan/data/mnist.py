@@ -1,0 +1,61 @@
+"""MNIST, carried inside the package: verified, unpacked once, laid out where torchvision looks for it."""
+
+import hashlib
+import lzma
+import os
+import tempfile
+from pathlib import Path
+
+PACKAGED = Path(__file__).parent / "mnist"
+
+# MD5 of the uncompressed IDX files, as torchvision's copies have them.
+MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+def lay_out(root: Path) -> None:
+    """Make `root`/MNIST/raw a complete torchvision MNIST folder; files already there are verified and kept.
+
+    Each file appears whole or not at all, so processes that start together cannot disturb one another.
+
+    Raises:
+        ValueError: if a file, packaged or already in the folder, does not have its published MD5.
+        OSError: if the folder cannot be written.
+    """
+    raw = root / "MNIST" / "raw"
+    for name, md5 in MD5.items():
+        target = raw / name
+        if target.exists():
+            _verify(target.read_bytes(), md5, f"{target} is corrupt; delete it and it is made anew")
+            continue
+        raw.mkdir(parents=True, exist_ok=True)
+        packaged = PACKAGED / f"{name}.xz"
+        damaged = f"{packaged} is corrupt; reinstall bngan"
+        try:
+            content = lzma.decompress(packaged.read_bytes())
+        except lzma.LZMAError as error:
+            raise ValueError(damaged) from error
+        _verify(content, md5, damaged)
+        _write_atomically(target, content)
+
+
+def _verify(content: bytes, md5: str, complaint: str) -> None:
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise ValueError(f"{complaint} (MD5 {found}, expected {md5})")
+
+
+def _write_atomically(target: Path, content: bytes) -> None:
+    descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(partial, target)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

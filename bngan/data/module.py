@@ -1,0 +1,183 @@
+"""The LightningDataModule: from a data set's name to batches of images in [-1, 1]."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Subset
+from torchvision.transforms.v2 import functional as tv
+
+from bngan import distributed
+from bngan.data.datasets import DATASETS, Labelled
+from bngan.data.folder import Pictures
+from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader, to_unit_range
+from bngan.randomness import generator
+
+Name = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "emnist_digits", "folder"]
+HELD_OUT_SHARE = 0.1
+
+
+class ImageDataModule(LightningDataModule):
+    """Images and labels, (N, C, H, W) in [-1, 1] and (N,), for training and held out.
+
+    MNIST travels with the package; the other named sets are downloaded by torchvision; `folder` takes your own pictures.
+
+    Args:
+        name: mnist, fashion_mnist, kmnist, emnist_letters, emnist_balanced, emnist_digits or folder.
+        root: folder for the named data sets' files.
+        folder: folder of your own pictures, with or without subfolders, for name folder. A tenth of them is held out, or
+            what is in its subfolder test where there are train and test.
+        image_size: side of the square images; unset keeps the native size.
+        channels: 1 for grey or 3 for colour, for name folder; unset takes the first picture's.
+        batch_size: images per update of a network, over all devices together.
+        eval_batch_size: images per batch of validation and test.
+        num_workers: processes that read a folder too large to hold in memory.
+        in_memory_gb: largest size, in GB, of images that are held in memory, on the accelerator where they fit.
+        predict_samples: how many images predict makes.
+        seed: seed of the training order.
+        updates_per_batch: updates of D for which one batch must last; the command line takes it from model.n_critic.
+        parts_per_update: parts of each update; the command line takes it from model.accumulate.
+    """
+
+    def __init__(
+        self,
+        name: Name = "mnist",
+        root: str = "data",
+        folder: str | None = None,
+        image_size: int | None = None,
+        channels: int | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        num_workers: int = 2,
+        in_memory_gb: float = 2.0,
+        predict_samples: int = 64,
+        seed: int = 0,
+        updates_per_batch: int = 1,
+        parts_per_update: int = 1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        if name != "folder" and name not in DATASETS:
+            raise ValueError(f"unknown data set {name!r}; choose from {', '.join([*DATASETS, 'folder'])}")
+        if (name == "folder") != (folder is not None):
+            raise ValueError("--data.name folder and --data.folder PATH belong together: give both or neither")
+        for setting, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("predict_samples", predict_samples),
+        ):
+            if value < 1:
+                raise ValueError(f"{setting} must be at least 1, got {value}")
+        if num_workers < 0 or in_memory_gb < 0:
+            raise ValueError(f"num_workers and in_memory_gb must be at least 0, got {num_workers} and {in_memory_gb}")
+        if image_size is not None and image_size < 4:
+            raise ValueError(f"image_size must be at least 4, got {image_size}")
+        if channels not in (None, 1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+        self.data_name, self.root = name, Path(root)
+        self.folder = None if folder is None else Path(folder)
+        self.image_size, self.channels = image_size, channels
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.in_memory_gb = num_workers, in_memory_gb
+        self.predict_samples, self.seed = predict_samples, seed
+        self.updates_per_batch, self.parts_per_update = updates_per_batch, parts_per_update
+        self._loaded: dict[bool, Labelled] = {}
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image; for a folder it is read off the pictures."""
+        if self.folder is not None:
+            return self._pictures(train=True).image_shape
+        channels, height, width = DATASETS[self.data_name].image_shape
+        return (channels, self.image_size or height, self.image_size or width)
+
+    def prepare_data(self) -> None:
+        """Put the data set's files under root, once per machine."""
+        if self.folder is None:
+            DATASETS[self.data_name].prepare(self.root)
+
+    def train_dataloader(self) -> TensorLoader | PictureLoader:
+        """Return the shuffled loader; its batches hold batch_size images for each of updates_per_batch updates."""
+        parts = self.updates_per_batch * self.parts_per_update
+        return self._loader(train=True, batch_size=self.batch_size * self.updates_per_batch, parts=parts)
+
+    def val_dataloader(self) -> TensorLoader | PictureLoader:
+        """Return the loader of the held-out images."""
+        return self._loader(train=False, batch_size=self.eval_batch_size, parts=1)
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> list[Tensor]:
+        """Return the numbers of the samples that predict makes, in batches."""
+        return list(torch.arange(self.predict_samples).split(self.eval_batch_size))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bring images that arrive as uint8 to [-1, 1]."""
+        if isinstance(batch, list | tuple) and batch[0].dtype == torch.uint8:
+            images, labels = batch
+            return to_unit_range(images), labels
+        return batch
+
+    def load(self, *, train: bool) -> Labelled:
+        """Return all training or held-out images as one uint8 tensor (N, C, H, W), with labels (N,)."""
+        if train not in self._loaded:
+            if self.folder is not None:
+                pictures, rows = self._picture_rows(train=train)
+                images, labels = pictures.read(rows)
+            else:
+                images, labels = DATASETS[self.data_name].load(self.root, train=train)
+                if images.shape[-1] != self.image_shape[-1]:
+                    images = tv.resize(images, list(self.image_shape[1:]), antialias=True)
+            self._loaded[train] = Labelled(images, labels)
+        return self._loaded[train]
+
+    def _loader(self, *, train: bool, batch_size: int, parts: int) -> TensorLoader | PictureLoader:
+        pictures, rows = self._picture_rows(train=train) if self.folder is not None else (None, [])
+        in_memory = pictures is None or len(rows) * pictures.bytes_per_image <= self.in_memory_gb * 1e9
+        source = self.load(train=train) if in_memory else None
+        batches = ShardedBatches(
+            len(source.labels) if source is not None else len(rows),
+            batch_size
+            if train
+            else max(batch_size, distributed.world_size()) // distributed.world_size() * distributed.world_size(),
+            train=train,
+            seed=self.seed,
+            rank=distributed.rank(),
+            ranks=distributed.world_size(),
+            parts=parts,
+        )
+        if train and self.trainer is not None:
+            # A DataLoader's workers start on an epoch before the Trainer has said which one it is.
+            batches.set_epoch(self.trainer.current_epoch)
+        if source is None:
+            assert pictures is not None
+            return PictureLoader(Subset(pictures, rows), batches, self.num_workers)
+        return TensorLoader(*self._placed(source), batches)
+
+    def _placed(self, source: Labelled) -> Labelled:
+        """Move the images to the accelerator if they take less than half of its free memory."""
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        if device.type != "cuda" or source.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return source
+        return Labelled(source.images.to(device), source.labels.to(device))
+
+    def _pictures(self, *, train: bool) -> Pictures:
+        assert self.folder is not None
+        split = self.folder / ("train" if train else "test")
+        both = (self.folder / "train").is_dir() and (self.folder / "test").is_dir()
+        return Pictures(split if both else self.folder, self.image_size, self.channels)
+
+    def _picture_rows(self, *, train: bool) -> tuple[Pictures, list[int]]:
+        """Return the pictures and which of them belong to training or are held out."""
+        pictures = self._pictures(train=train)
+        assert self.folder is not None
+        if Path(pictures.root) != self.folder:
+            return pictures, list(range(len(pictures)))
+        if len(pictures) < 2:
+            raise ValueError(f"{self.folder} holds one picture; at least 2 are needed, to train and to hold out")
+        order = torch.randperm(len(pictures), generator=generator(0)).tolist()
+        held_out = max(1, round(HELD_OUT_SHARE * len(pictures)))
+        return pictures, sorted(order[held_out:] if train else order[:held_out])

@@ -1,0 +1,54 @@
+"""What must agree between the ranks of a distributed run."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def world_size() -> int:
+    """Return the number of ranks, 1 when not distributed."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's rank, 0 when not distributed."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the ranks, all of them in one message."""
+    if world_size() == 1:
+        return
+    _average_in_place([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module) -> None:
+    """Replace each floating-point buffer, such as running statistics, by its mean over the ranks."""
+    if world_size() == 1:
+        return
+    _average_in_place([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+
+
+def own_rows(rows: Tensor, parts: int) -> Tensor:
+    """Return this rank's share (N, ...) of the rows (world_size * N, ...) of a global batch that is used in `parts` parts.
+
+    Each part is dealt out to all ranks, so that part k of every rank together is part k of the whole.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return rows
+    dealt = rows.view(parts, ranks, len(rows) // (parts * ranks), *rows.shape[1:])
+    return dealt[:, rank()].reshape(-1, *rows.shape[1:])
+
+
+def _average_in_place(tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))

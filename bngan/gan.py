@@ -1,0 +1,432 @@
+"""The GAN: two networks, two optimizers, alternating updates."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bngan import distributed, randomness
+from bngan.batchnorm import Batching, batch_norm_layers, frozen_statistics, score
+from bngan.losses import find_loss, gradient_penalty, zero_centered_penalty
+from bngan.networks import build_networks, needs_reference, set_reference
+from bngan.norms import BATCH_COUPLED
+from bngan.randomness import Stream
+
+Batch = Tensor | Sequence[Tensor]
+Draw = Callable[..., Tensor]
+ADVICE = "try a lower --model.g_lr and --model.d_lr, or another --model.loss; the last checkpoint is unharmed"
+PENALTY_REASON = (
+    "a gradient penalty is defined for each image by itself, but batch norm makes D's output for one image depend on the others"
+)
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite: nothing trained from here on would mean anything."""
+
+
+class GAN(LightningModule):
+    """A generator and a discriminator trained by alternating updates (Goodfellow et al. 2014, algorithm 1).
+
+    One alternation is `n_critic` updates of D followed by one of G. `iteration` counts alternations, and everything else
+    follows it: the x axis of every plot, schedules, file names, and the Trainer's max_steps. Each update sees a batch of
+    its own, so a training batch holds n_critic times as many images as one update uses.
+
+    Args:
+        network: mlp, the text's fully connected networks, or conv, DCGAN's.
+        image_shape: (channels, height, width); the command line takes it from the data.
+        latent_dim: size of the latent z, which is standard normal.
+        hidden_dim: the text's hidden_dim for mlp, the number of filters at full resolution for conv.
+        g_norm: norm of the generator: batch, none, layer, group, instance, spectral, reference or virtual.
+        d_norm: norm of the discriminator, likewise.
+        d_dropout: share of D's hidden activations dropped in training.
+        loss: non_saturating, minimax, least_squares, hinge, wasserstein or relativistic.
+        label_smoothing: how far below 1 the real label lies, for losses with labels.
+        r1: weight of the gradient penalty on real images.
+        r2: weight of the gradient penalty on fake images.
+        gradient_penalty: weight of WGAN-GP's penalty between them; unset means 10 for wasserstein and 0 for other losses.
+        batching: joint normalizes D's real and fake images together, separate each by themselves.
+        d_tracks_g_step: whether D's running statistics also move in G's step.
+        n_critic: updates of D for one of G.
+        accumulate: parts into which each update's batch is cut, their gradients averaged, to save memory.
+        g_lr: Adam's learning rate for G.
+        d_lr: Adam's learning rate for D.
+        beta1: Adam's decay of the gradient's mean.
+        beta2: Adam's decay of the gradient's square.
+        lr_decay_start: share of the run after which both learning rates fall linearly to 0; 1 keeps them constant.
+        noise: standard deviation of the Gaussian noise added to every image that D sees, at the start of the run.
+        noise_end: share of the run over which the noise falls linearly to 0.
+        g_clip: largest norm of G's gradient; unset means no limit.
+        d_clip: largest norm of D's gradient; unset means no limit.
+        seed: seed of latents and noise.
+    """
+
+    iteration: Tensor
+
+    def __init__(
+        self,
+        network: Literal["mlp", "conv"] = "mlp",
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent_dim: int = 100,
+        hidden_dim: int = 128,
+        g_norm: str = "batch",
+        d_norm: str = "batch",
+        d_dropout: float = 0.0,
+        loss: str = "relativistic",
+        label_smoothing: float = 0.0,
+        r1: float = 0.0,
+        r2: float = 0.0,
+        gradient_penalty: float | None = None,
+        batching: Batching = "joint",
+        d_tracks_g_step: bool = False,
+        n_critic: int = 1,
+        accumulate: int = 1,
+        g_lr: float = 1e-3,
+        d_lr: float = 1e-3,
+        beta1: float = 0.5,
+        beta2: float = 0.999,
+        lr_decay_start: float = 0.5,
+        noise: float = 0.3,
+        noise_end: float = 1.0,
+        g_clip: float | None = None,
+        d_clip: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if gradient_penalty is None:
+            gradient_penalty = 10.0 if loss == "wasserstein" else 0.0
+        self.save_hyperparameters(logger=False)
+        _check_numbers(
+            positive={"g_lr": g_lr, "d_lr": d_lr, "g_clip": g_clip, "d_clip": d_clip, "noise_end": noise_end},
+            not_negative={"r1": r1, "r2": r2, "gradient_penalty": gradient_penalty, "noise": noise},
+            at_least_one={"n_critic": n_critic, "accumulate": accumulate, "latent_dim": latent_dim},
+            below_one={"beta1": beta1, "beta2": beta2, "label_smoothing": label_smoothing},
+        )
+        if not 0 <= lr_decay_start <= 1:
+            raise ValueError(f"lr_decay_start must be in [0, 1], got {lr_decay_start}")
+        if batching not in ("joint", "separate"):
+            raise ValueError(f"unknown batching {batching!r}; choose from joint, separate")
+        if (r1 or r2 or gradient_penalty) and d_norm in BATCH_COUPLED:
+            raise ValueError(
+                f"d_norm {d_norm!r} cannot be combined with r1, r2 or gradient_penalty: {PENALTY_REASON}; "
+                "use --model.d_norm layer, group, spectral or none"
+            )
+
+        self.automatic_optimization = False
+        self.image_shape = tuple(image_shape)
+        self.latent_dim = latent_dim
+        self.batching: Batching = batching
+        self.d_tracks_g_step = d_tracks_g_step
+        self.n_critic = n_critic
+        self.accumulate = accumulate
+        self.loss = find_loss(loss, label_smoothing)
+        self.r1, self.r2, self.gradient_penalty = r1, r2, gradient_penalty
+        self.g_lr, self.d_lr, self.betas = g_lr, d_lr, (beta1, beta2)
+        self.lr_decay_start = lr_decay_start
+        self.noise, self.noise_end = noise, noise_end
+        self.g_clip, self.d_clip = g_clip, d_clip
+        self.seed = seed
+        self.generator, self.discriminator = build_networks(
+            network, cast(tuple[int, int, int], self.image_shape), latent_dim, hidden_dim, g_norm, d_norm, d_dropout
+        )
+        # Alternations done. The buffer survives in checkpoints; the integer can be read without waiting for the device.
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
+        self.iterations_done = 0
+        self.register_load_state_dict_post_hook(_read_iteration)
+        # What the last alternation saw, for whoever plots it.
+        self.d_loss = self.g_loss = torch.zeros(())
+        self.observed: dict[str, Tensor] = {}
+        self._due = False
+        self._total_iterations = math.inf
+
+    # Generating ---------------------------------------------------------------------------------------------------
+
+    def generate(self, z: Tensor) -> Tensor:
+        """Map latents (N, latent_dim) to images (N, C, H, W) in [-1, 1]."""
+        return self.generator(z).view(len(z), *self.image_shape)
+
+    forward = generate
+
+    def sample_latents(self, start: int, stop: int, seed: int = 0) -> Tensor:
+        """Return the latents (stop - start, latent_dim) of samples start to stop - 1, the same on every machine."""
+        return randomness.sample_latents(start, stop, self.latent_dim, seed).to(self.device, self.dtype_of_networks)
+
+    @property
+    def dtype_of_networks(self) -> torch.dtype:
+        return next(self.generator.parameters()).dtype
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Run one alternation on images (n_critic * N, C, H, W) in [-1, 1], or on (images, labels)."""
+        d_optimizer, g_optimizer = self._scheduled_optimizers()
+        for turn, real_images in enumerate(self._split_batch(batch)):
+            noise = self._instance_noise(real_images, turn)
+            fake_images = self._update_discriminator(d_optimizer, real_images, noise, turn)
+            if turn == self.n_critic - 1:
+                self._update_generator(g_optimizer, real_images, fake_images, noise)
+        self.iteration += 1
+        self.iterations_done += 1
+        self._report()
+
+    def _update_discriminator(
+        self, optimizer: LightningOptimizer, real_images: Tensor, noise: Tensor | None, turn: int
+    ) -> Tensor | None:
+        """Improve D on real images (N, ...) and as many new fakes; return the fakes, with the way back to G, if kept."""
+        fake_images = None
+        z = self._latents(len(real_images), turn)
+        for real, latents, blur in self._parts(real_images, z, noise):
+            # One forward of G serves both players, unless the batch is cut up because its graph does not fit in memory.
+            with nullcontext() if self.accumulate == 1 else torch.no_grad():
+                fake_images = self.generate(latents)
+            real_seen, fake_seen = _blurred(real, fake_images.detach(), blur)
+            real_seen.requires_grad_(self.r1 > 0)
+            fake_seen.requires_grad_(self.r2 > 0)
+            real_logits, fake_logits = self._score(real_seen, fake_seen)
+            objective = self.loss.discriminator(real_logits, fake_logits)
+            self.d_loss = objective.detach()
+            if self.r1:
+                objective = objective + self.r1 * zero_centered_penalty(real_seen, real_logits)
+            if self.r2:
+                objective = objective + self.r2 * zero_centered_penalty(fake_seen, fake_logits)
+            if self.gradient_penalty:
+                mix = self._draw(torch.rand, len(real), (), Stream.PENALTY, turn)
+                penalty = gradient_penalty(self._logits, real_seen, fake_seen, mix)
+                objective = objective + self.gradient_penalty * penalty
+            self._backward(objective / self.accumulate, self.discriminator)
+            self._observe("d", self.d_loss, real_logits, fake_logits)
+        self._step(optimizer, self.discriminator, self.d_clip, "d")
+        return fake_images if self.accumulate == 1 else None
+
+    def _update_generator(
+        self, optimizer: LightningOptimizer, real_images: Tensor, fake_images: Tensor | None, noise: Tensor | None
+    ) -> None:
+        """Improve G against the D just improved, on the fakes that D saw or, if they were not kept, on new ones."""
+        kept = fake_images is not None
+        source = fake_images if kept else self._latents(len(real_images), turn=self.n_critic)
+        # D's running statistics describe the games that D played; whether G's turn is one of them is a policy.
+        with nullcontext() if self.d_tracks_g_step else frozen_statistics(self.discriminator):
+            for real, part, blur in self._parts(real_images, source, noise):
+                fakes = part if kept else self.generate(part)
+                real_logits, fake_logits = self._score(*_blurred(real, fakes, blur))
+                objective = self.loss.generator(real_logits, fake_logits)
+                self.g_loss = objective.detach()
+                self._backward(objective / self.accumulate, self.generator)
+                self._observe("g", self.g_loss, real_logits, fake_logits)
+        self._step(optimizer, self.generator, self.g_clip, "g")
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return Adam for the discriminator and Adam for the generator."""
+        return [
+            torch.optim.Adam(self.discriminator.parameters(), lr=self.d_lr, betas=self.betas, fused=True),
+            torch.optim.Adam(self.generator.parameters(), lr=self.g_lr, betas=self.betas, fused=True),
+        ]
+
+    def on_train_start(self) -> None:
+        """Learn how long the run is, which the schedules need, and fix D's reference batch if its norm is virtual."""
+        self._total_iterations = float(self.trainer.estimated_stepping_batches)
+        if math.isinf(self._total_iterations) and (self.noise or self.lr_decay_start < 1):
+            rank_zero_info("The run has no end (max_epochs -1), so noise and learning rates stay constant.")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log D's loss and probabilities on held-out images and fakes, by the statistics that evaluation uses."""
+        real_images = _images(batch)
+        start = batch_idx * len(real_images)
+        fake_images = self.generate(self.sample_latents(start, start + len(real_images)))
+        real_logits, fake_logits = self._score(real_images, fake_images)
+        self.log_dict(
+            {
+                "val/d_loss": self.loss.discriminator(real_logits, fake_logits),
+                "val/d_real": real_logits.sigmoid().mean(),
+                "val/d_fake": fake_logits.sigmoid().mean(),
+            },
+            batch_size=len(real_images),
+            sync_dist=True,
+        )
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Do nothing: a test measures samples, which a callback draws."""
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the images (N, C, H, W) of the samples numbered in batch (N,)."""
+        start, stop = int(batch[0]), int(batch[-1]) + 1
+        return self.generate(self.sample_latents(start, stop, self.seed))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save what NaN or infinity has spoilt, so that the last good checkpoint stays."""
+        self._check_losses()
+        for name, value in self.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all() and not name.endswith("reference"):
+                raise NonFiniteLoss(f"{name} has NaN or infinite values at iteration {self.iterations_done}; {ADVICE}")
+
+    # What one alternation needs -----------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]; 0 throughout where the run has no end."""
+        return min(1.0, self.iterations_done / self._total_iterations)
+
+    @property
+    def _lr_scale(self) -> float:
+        return min(1.0, (1 - self.progress) / (1 - self.lr_decay_start)) if self.lr_decay_start < 1 else 1.0
+
+    @property
+    def _noise_level(self) -> float:
+        return self.noise * max(0.0, 1 - self.progress / self.noise_end)
+
+    def _scheduled_optimizers(self) -> tuple[LightningOptimizer, LightningOptimizer]:
+        d_optimizer, g_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        # The Trainer counts optimizer steps and stops, saves and validates by that count: let G's alone be counted, once
+        # an alternation. Lightning renews these two hooks before each batch.
+        trainer = cast(Any, self.trainer)
+        profiler = trainer.profiler
+        d_optimizer._on_before_step = partial(profiler.start, "optimizer_step")
+        d_optimizer._on_after_step = partial(profiler.stop, "optimizer_step")
+        for optimizer, lr in ((d_optimizer, self.d_lr), (g_optimizer, self.g_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * self._lr_scale
+        every = trainer.log_every_n_steps
+        self._due = every > 0 and (self.iterations_done + 1) % every == 0
+        return d_optimizer, g_optimizer
+
+    def _split_batch(self, batch: Batch) -> tuple[Tensor, ...]:
+        images = _images(batch)
+        parts = self.n_critic * self.accumulate
+        if len(images) % parts:
+            raise ValueError(f"a batch of {len(images)} images cannot be cut into n_critic * accumulate = {parts} parts")
+        if len(images) // parts < 2 and any(batch_norm_layers(self)):
+            raise ValueError(
+                "batch norm needs at least 2 images in each part of a batch: raise --data.batch_size or lower "
+                "--model.accumulate"
+            )
+        if needs_reference(self.discriminator):
+            set_reference(self.discriminator, self.trainer.strategy.broadcast(images))
+        return images.chunk(self.n_critic)
+
+    def _parts(
+        self, real_images: Tensor, source: Tensor, noise: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Cut an update's real images, latents or fakes, and noise into `accumulate` parts."""
+        blurs = [None] * self.accumulate if noise is None else noise.chunk(self.accumulate)
+        return zip(real_images.chunk(self.accumulate), source.chunk(self.accumulate), blurs, strict=True)
+
+    def _latents(self, count: int, turn: int) -> Tensor:
+        return self._draw(torch.randn, count, (self.latent_dim,), Stream.LATENTS, turn)
+
+    def _instance_noise(self, images: Tensor, turn: int) -> Tensor | None:
+        """Return noise (N, 2, C, H, W) for N real and N fake images, or None once it has died away."""
+        if self._noise_level == 0:
+            return None
+        return self._draw(torch.randn, len(images), (2, *self.image_shape), Stream.NOISE, turn).mul_(self._noise_level)
+
+    def _draw(self, draw: Draw, count: int, shape: tuple[int, ...], stream: Stream, turn: int) -> Tensor:
+        """Draw (count, *shape), this rank's share of what one process would draw for all ranks."""
+        generator = randomness.generator(self.seed, stream, self.iterations_done, turn, device=self.device)
+        everyone = draw(
+            (count * distributed.world_size(), *shape),
+            generator=generator,
+            device=self.device,
+            dtype=self.dtype_of_networks,
+        )
+        return distributed.own_rows(everyone, parts=self.accumulate)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = cast(Any, self.discriminator).logits(images)
+        # Losses saturate in half precision.
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def _score(self, real_images: Tensor, fake_images: Tensor) -> tuple[Tensor, Tensor]:
+        return score(self._logits, real_images, fake_images, self.batching)
+
+    def _backward(self, loss: Tensor, network: nn.Module) -> None:
+        # Naming the inputs spares the other player's weights their gradients. The ranks agree in _step, once an update.
+        wrapped = self.trainer.model
+        quiet = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+        with quiet:
+            self.manual_backward(loss, inputs=list(network.parameters()))
+
+    def _step(self, optimizer: LightningOptimizer, network: nn.Module, clip: float | None, player: str) -> None:
+        parameters = list(network.parameters())
+        distributed.average_gradients(parameters)
+        if clip is not None or self._due:
+            self._unscale(optimizer)
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if clip is not None:
+                nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            if self._due:
+                self.observed[f"train/{player}_grad_norm"] = norm
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _unscale(self, optimizer: LightningOptimizer) -> None:
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+            plugin.scaler.unscale_(optimizer.optimizer)
+
+    # Reporting ----------------------------------------------------------------------------------------------------
+
+    def _observe(self, player: str, loss: Tensor, real_logits: Tensor, fake_logits: Tensor) -> None:
+        if self._due:
+            self.observed[f"train/{player}_loss"] = loss
+            if player == "d":
+                self.observed["train/d_real"] = real_logits.detach().sigmoid().mean()
+                self.observed["train/d_fake"] = fake_logits.detach().sigmoid().mean()
+
+    def _report(self) -> None:
+        # Reading a loss makes a GPU wait, so there it is read only when due.
+        if self._due or self.device.type == "cpu":
+            self._check_losses()
+        if self._due:
+            scalars = {tag: float(value) for tag, value in self.observed.items()}
+            scalars["train/g_lr"] = self.g_lr * self._lr_scale
+            scalars["train/noise"] = self._noise_level
+            for logger in self.loggers:
+                logger.log_metrics(scalars, step=self.iterations_done)
+
+    def _check_losses(self) -> None:
+        for name, value in (("d_loss", self.d_loss), ("g_loss", self.g_loss)):
+            if not math.isfinite(float(value)):
+                raise NonFiniteLoss(f"{name} is {float(value)} at iteration {self.iterations_done}; {ADVICE}")
+
+
+def _images(batch: Batch) -> Tensor:
+    return batch if isinstance(batch, Tensor) else batch[0]
+
+
+def _blurred(real_images: Tensor, fake_images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    if noise is None:
+        return real_images, fake_images
+    return real_images + noise[:, 0], fake_images + noise[:, 1]
+
+
+def _read_iteration(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, GAN)
+    module.iterations_done = int(module.iteration)
+
+
+def _check_numbers(
+    positive: dict[str, float | None],
+    not_negative: dict[str, float],
+    at_least_one: dict[str, int],
+    below_one: dict[str, float],
+) -> None:
+    for name, value in positive.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0, got {value}")
+    for name, value in not_negative.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, value in below_one.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")

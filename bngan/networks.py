@@ -1,0 +1,318 @@
+"""The generators and discriminators: the text's fully connected pair, and DCGAN's convolutional pair.
+
+All are plain PyTorch. A discriminator gives probabilities when called and logits, which losses want, by `logits`.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from bngan.norms import CENTERING, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
+
+
+class Generator(nn.Module):
+    """The text's generator: input_dim -> hidden_dim -> 2 hidden_dim -> output_dim, batch-normalized, in [-1, 1].
+
+    Args:
+        input_dim: size of the latent z.
+        output_dim: number of values in an image.
+        hidden_dim: width of the first hidden layer; the second is twice as wide.
+        norm: a name from bngan.norms.NORMS, after each hidden layer.
+    """
+
+    def __init__(self, input_dim: int = 100, output_dim: int = 784, hidden_dim: int = 128, norm: str = "batch") -> None:
+        super().__init__()
+        _check_positive(input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim)
+        normalized = find_norm(norm)
+        self.input_dim = input_dim
+        self.net = nn.Sequential(
+            *normalized(nn.Linear(input_dim, hidden_dim)),
+            nn.ReLU(),
+            *normalized(nn.Linear(hidden_dim, hidden_dim * 2)),
+            nn.ReLU(),
+            nn.Linear(hidden_dim * 2, output_dim),
+            nn.Tanh(),
+        )
+        self.reference = _latent_reference(norm, input_dim)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents (N, input_dim) to images (N, output_dim) in [-1, 1].
+
+        Raises:
+            ValueError: if z is not (N, input_dim).
+        """
+        _check_latents(z, self.input_dim)
+        return _run(self.net, z, self.reference)
+
+
+class Discriminator(nn.Module):
+    """The text's discriminator: input_dim -> 2 hidden_dim -> hidden_dim -> 1, batch-normalized.
+
+    Args:
+        input_dim: number of values in an image.
+        hidden_dim: width of the second hidden layer; the first is twice as wide.
+        norm: a name from bngan.norms.NORMS, after each hidden layer.
+        dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
+    """
+
+    def __init__(self, input_dim: int = 784, hidden_dim: int = 128, norm: str = "batch", dropout: float = 0.0) -> None:
+        super().__init__()
+        _check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
+        normalized = find_norm(norm)
+        self.input_dim = input_dim
+        self.net = nn.Sequential(
+            *normalized(nn.Linear(input_dim, hidden_dim * 2)),
+            nn.LeakyReLU(negative_slope=0.2),
+            *_dropout(dropout),
+            *normalized(nn.Linear(hidden_dim * 2, hidden_dim)),
+            nn.LeakyReLU(negative_slope=0.2),
+            *_dropout(dropout),
+            # Spectral norm bounds the whole function only if the last layer is bounded as well.
+            *(normalized if norm == "spectral" else find_norm("none"))(nn.Linear(hidden_dim, 1)),
+            nn.Sigmoid(),
+        )
+        self.reference = _image_reference(norm, (input_dim,))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, input_dim) or (N, C, H, W) to the probability (N, 1) that each is real.
+
+        Raises:
+            ValueError: if an image does not have input_dim values.
+        """
+        return self.logits(images).sigmoid()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (N, input_dim) or (N, C, H, W) to logits (N, 1).
+
+        Raises:
+            ValueError: if an image does not have input_dim values.
+        """
+        images = images.flatten(start_dim=1)
+        if images.shape[1] != self.input_dim:
+            raise ValueError(f"expected images of {self.input_dim} values, got {images.shape[1]}")
+        return _run(self.net, images, self.reference, skip_last=True)
+
+
+class ConvGenerator(nn.Module):
+    """DCGAN's generator (Radford et al. 2016): transposed convolutions, each doubling the side; no norm at the output.
+
+    Args:
+        input_dim: size of the latent z.
+        channels: channels of the images, 1 or 3.
+        size: side of the square images: 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, 80, 96, 128...).
+        width: number of filters of the last hidden layer; each earlier one has twice as many, up to 8 times.
+        norm: a name from bngan.norms.NORMS, after each hidden layer.
+    """
+
+    def __init__(self, input_dim: int = 100, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch") -> None:
+        super().__init__()
+        _check_positive(input_dim=input_dim, channels=channels, width=width)
+        base, doublings = split_size(size)
+        normalized = find_norm(norm)
+        bias = norm not in CENTERING
+        self.input_dim = input_dim
+        filters = [width * min(2**level, 8) for level in reversed(range(doublings))]
+        modules: list[nn.Module] = [
+            nn.Unflatten(1, (input_dim, 1, 1)),
+            *normalized(nn.ConvTranspose2d(input_dim, filters[0], kernel_size=base, bias=bias)),
+            nn.ReLU(),
+        ]
+        for source, target in pairwise(filters):
+            modules += [*normalized(_upsample(source, target, bias=bias)), nn.ReLU()]
+        modules += [_upsample(filters[-1], channels, bias=True), nn.Tanh()]
+        self.net = nn.Sequential(*modules)
+        self.reference = _latent_reference(norm, input_dim)
+        _initialize(self, norm)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents (N, input_dim) to images (N, channels, size, size) in [-1, 1].
+
+        Raises:
+            ValueError: if z is not (N, input_dim).
+        """
+        _check_latents(z, self.input_dim)
+        return _run(self.net, z, self.reference)
+
+
+class ConvDiscriminator(nn.Module):
+    """DCGAN's discriminator (Radford et al. 2016): strided convolutions, each halving the side; no norm at the input.
+
+    Args:
+        channels: channels of the images, 1 or 3.
+        size: side of the square images, as for ConvGenerator.
+        width: number of filters of the first layer; each later one has twice as many, up to 8 times.
+        norm: a name from bngan.norms.NORMS, after each hidden layer but the first.
+        dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
+    """
+
+    def __init__(self, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch", dropout: float = 0.0) -> None:
+        super().__init__()
+        _check_positive(channels=channels, width=width)
+        base, halvings = split_size(size)
+        self.image_shape = (channels, size, size)
+        normalized = find_norm(norm)
+        bare = normalized if norm == "spectral" else find_norm("none")
+        bias = norm not in CENTERING
+        filters = [width * min(2**level, 8) for level in range(halvings)]
+        modules: list[nn.Module] = [*bare(_downsample(channels, width, bias=True)), nn.LeakyReLU(negative_slope=0.2)]
+        for source, target in pairwise(filters):
+            modules += [
+                *_dropout(dropout),
+                *normalized(_downsample(source, target, bias=bias)),
+                nn.LeakyReLU(negative_slope=0.2),
+            ]
+        modules += [
+            *_dropout(dropout),
+            *bare(nn.Conv2d(filters[-1], 1, kernel_size=base)),
+            nn.Flatten(start_dim=1),
+            nn.Sigmoid(),
+        ]
+        self.net = nn.Sequential(*modules)
+        self.reference = _image_reference(norm, self.image_shape)
+        _initialize(self, norm)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, channels, size, size) to the probability (N, 1) that each is real.
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
+        return self.logits(images).sigmoid()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (N, channels, size, size) to logits (N, 1).
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"expected images (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
+        return _run(self.net, images, self.reference, skip_last=True)
+
+
+NETWORKS = ("mlp", "conv")
+
+
+def build_networks(
+    network: str,
+    image_shape: tuple[int, int, int],
+    latent_dim: int,
+    hidden_dim: int,
+    g_norm: str,
+    d_norm: str,
+    d_dropout: float,
+) -> tuple[nn.Module, nn.Module]:
+    """Return the generator and the discriminator of that kind for images of shape (C, H, W).
+
+    Raises:
+        ValueError: if there is no such kind, or if the networks cannot have that shape.
+    """
+    channels, height, width = image_shape
+    if network == "mlp":
+        values = math.prod(image_shape)
+        return (
+            Generator(latent_dim, values, hidden_dim, norm=g_norm),
+            Discriminator(values, hidden_dim, norm=d_norm, dropout=d_dropout),
+        )
+    if network == "conv":
+        if height != width:
+            raise ValueError(f"convolutional networks take square images, not {height} x {width}")
+        return (
+            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm),
+            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, dropout=d_dropout),
+        )
+    raise ValueError(f"unknown network {network!r}; choose from {', '.join(NETWORKS)}")
+
+
+def split_size(size: int) -> tuple[int, int]:
+    """Return (base, doublings) with size = base * 2^doublings, the base in 4 to 7 and at least 2 doublings.
+
+    Raises:
+        ValueError: if the size cannot be split so, naming the nearest sizes that can.
+    """
+    base, doublings = size, 0
+    while base > 7 and base % 2 == 0:
+        base, doublings = base // 2, doublings + 1
+    if not 4 <= base <= 7 or doublings < 2:
+        fitting = sorted({b * 2**k for b in (4, 5, 6, 7) for k in range(2, 9)}, key=lambda s: (abs(s - size), s))
+        nearest = " or ".join(map(str, sorted(fitting[:2])))
+        raise ValueError(f"convolutional networks cannot make images of side {size}; use {nearest} (--data.image_size)")
+    return base, doublings
+
+
+def set_reference(network: nn.Module, batch: Tensor) -> None:
+    """Fix the reference batch of a network with virtual batch norm to the first examples of `batch`.
+
+    Raises:
+        ValueError: if the batch is too small.
+    """
+    reference = network.reference
+    assert isinstance(reference, Tensor)
+    if len(batch) < len(reference):
+        raise ValueError(f"virtual batch norm needs a batch of at least {len(reference)} examples, got {len(batch)}")
+    reference.copy_(batch[: len(reference)].reshape(reference.shape))
+
+
+def needs_reference(network: nn.Module) -> bool:
+    """Return whether the network has virtual batch norm whose reference batch is not set yet."""
+    return isinstance(network.reference, Tensor) and bool(network.reference.isnan().any())
+
+
+def _run(net: nn.Sequential, x: Tensor, reference: nn.Buffer | None, *, skip_last: bool = False) -> Tensor:
+    if reference is not None:
+        x = torch.cat([reference, x])
+    modules = list(net)
+    for module in modules[:-1] if skip_last else modules:
+        x = module(x)
+    return x if reference is None else x[len(reference) :]
+
+
+def _latent_reference(norm: str, input_dim: int) -> nn.Buffer | None:
+    if norm != "virtual":
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return nn.Buffer(torch.randn(VIRTUAL_REFERENCE_SIZE, input_dim, generator=generator))
+
+
+def _image_reference(norm: str, shape: Sequence[int]) -> nn.Buffer | None:
+    return nn.Buffer(torch.full((VIRTUAL_REFERENCE_SIZE, *shape), math.nan)) if norm == "virtual" else None
+
+
+def _upsample(source: int, target: int, *, bias: bool) -> Layer:
+    return nn.ConvTranspose2d(source, target, kernel_size=4, stride=2, padding=1, bias=bias)
+
+
+def _downsample(source: int, target: int, *, bias: bool) -> Layer:
+    return nn.Conv2d(source, target, kernel_size=4, stride=2, padding=1, bias=bias)
+
+
+def _dropout(share: float) -> tuple[nn.Module, ...]:
+    if not 0 <= share < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {share}")
+    return (nn.Dropout(p=share),) if share else ()
+
+
+def _initialize(module: nn.Module, norm: str) -> None:
+    # DCGAN's N(0, 0.02) relies on a norm to restore the scale; without one the signal would die out, so He's is used.
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            if norm in ("none", "spectral"):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.normal_(layer.weight, mean=0.0, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_latents(z: Tensor, input_dim: int) -> None:
+    if z.ndim != 2 or z.shape[1] != input_dim:
+        raise ValueError(f"expected latents (N, {input_dim}), got {tuple(z.shape)}")

@@ -1,0 +1,89 @@
+"""Norms by name. Each takes a layer and gives the modules that stand in its place, the normalized layer first.
+
+A new norm is one function and one line in NORMS.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from bngan.batchnorm import ReferenceBatchNorm, VirtualBatchNorm
+
+Layer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+Norm = Callable[[Layer], tuple[nn.Module, ...]]
+
+VIRTUAL_REFERENCE_SIZE = 64
+
+
+def _channels(layer: Layer) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def batch(layer: Layer) -> tuple[nn.Module, ...]:
+    kind = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+    return layer, kind(_channels(layer), eps=1e-5, momentum=0.1)
+
+
+def reference(layer: Layer) -> tuple[nn.Module, ...]:
+    return layer, ReferenceBatchNorm(_channels(layer), eps=1e-5, momentum=0.1)
+
+
+def virtual(layer: Layer) -> tuple[nn.Module, ...]:
+    return layer, VirtualBatchNorm(_channels(layer), reference_size=VIRTUAL_REFERENCE_SIZE, eps=1e-5)
+
+
+def none(layer: Layer) -> tuple[nn.Module, ...]:
+    return (layer,)
+
+
+def layer(layer: Layer) -> tuple[nn.Module, ...]:
+    channels = _channels(layer)
+    # Over an image's channels and pixels together, with one gamma and beta per channel.
+    norm = nn.LayerNorm(channels) if isinstance(layer, nn.Linear) else nn.GroupNorm(num_groups=1, num_channels=channels)
+    return layer, norm
+
+
+def group(layer: Layer) -> tuple[nn.Module, ...]:
+    channels = _channels(layer)
+    return layer, nn.GroupNorm(num_groups=math.gcd(channels, 16), num_channels=channels)
+
+
+def instance(layer: Layer) -> tuple[nn.Module, ...]:
+    if isinstance(layer, nn.Linear):
+        raise ValueError("instance norm needs pixels to average over; after a Linear layer use batch, layer or group")
+    return layer, nn.InstanceNorm2d(_channels(layer), affine=True)
+
+
+def spectral(layer: Layer) -> tuple[nn.Module, ...]:
+    return (spectral_norm(layer),)
+
+
+NORMS: dict[str, Norm] = {
+    "batch": batch,
+    "none": none,
+    "layer": layer,
+    "group": group,
+    "instance": instance,
+    "spectral": spectral,
+    "reference": reference,
+    "virtual": virtual,
+}
+
+# Norms that subtract a mean per channel, which makes a bias before them useless.
+CENTERING = frozenset({"batch", "reference", "virtual", "instance"})
+
+# Norms whose output for one example depends on the others in its batch.
+BATCH_COUPLED = frozenset({"batch", "reference"})
+
+
+def find_norm(name: str) -> Norm:
+    """Return the norm of that name.
+
+    Raises:
+        ValueError: if there is none, listing those there are.
+    """
+    if name not in NORMS:
+        raise ValueError(f"unknown norm {name!r}; choose from {', '.join(sorted(NORMS))}")
+    return NORMS[name]

@@ -1,0 +1,120 @@
+"""Images out of a trained generator, and into files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from bngan.gan import GAN
+
+CHUNK = 500
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within the block the module is in evaluation mode and gradients are off."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+
+
+def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Walk from latents start (N, D) to end (N, D) along great circles: (N * steps, D), each walk's steps in a row.
+
+    A straight line would pass through latents shorter than any that a standard normal draws (White 2016).
+    """
+    t = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).reshape(1, -1, 1)
+    cosine = nn.functional.cosine_similarity(start, end, dim=1).clamp(-1 + 1e-6, 1 - 1e-6)
+    angle = cosine.acos().reshape(-1, 1, 1)
+    walk = (((1 - t) * angle).sin() * start.unsqueeze(1) + (t * angle).sin() * end.unsqueeze(1)) / angle.sin()
+    return walk.flatten(end_dim=1)
+
+
+def grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Tile images (N, C, H, W) in [-1, 1] into one (C, H', W') in [-1, 1], about square unless `columns` are given."""
+    images = images.detach().float().cpu()
+    scale = max(1, 56 // images.shape[-1])  # small images are enlarged, or their pixels would be hard to see
+    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    return make_grid(images, nrow=columns or round(len(images) ** 0.5), padding=2, pad_value=-0.5)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map images in [-1, 1] to uint8 0..255."""
+    return ((images.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write an image (C, H, W) in [-1, 1] as a PNG."""
+    pixels = to_uint8(image).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(path)
+
+
+def load_gan(checkpoint: Path, device: torch.device | str = "cpu") -> GAN:
+    """Rebuild the trained networks from a checkpoint alone, in evaluation mode.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or not a bngan checkpoint.
+    """
+    content = read_checkpoint(checkpoint)
+    gan = GAN(**content["hyper_parameters"])
+    gan.load_state_dict(content["state_dict"])
+    return gan.to(device).eval()
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Return a checkpoint's content, on the CPU, without running any code that it may hold.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or not a bngan checkpoint.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}; a run keeps them in its folder checkpoints/")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for damaged files
+        raise ValueError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another one") from error
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
+        raise ValueError(f"{path} is not a bngan checkpoint: it has no networks' settings in it")
+    return content
+
+
+def sample(checkpoint: Path, num: int, seed: int, output: Path, device: str = "cpu") -> None:
+    """Write samples 0 to num - 1 of the checkpoint's generator to `output`.
+
+    A path that ends in .png gets one grid, .npz gets `images` as uint8 (N, C, H, W), and any other is a folder that gets one
+    PNG per sample.
+
+    Raises:
+        ValueError: if num is less than 1 or the checkpoint cannot be used.
+        OSError: if the output cannot be written.
+    """
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}")
+    gan = load_gan(checkpoint, device)
+    starts = range(0, num, CHUNK)
+    with evaluating(gan):
+        images = torch.cat(
+            [
+                gan.generate(gan.sample_latents(start, min(start + CHUNK, num), seed)).cpu()
+                for start in track(starts, description="sampling", disable=len(starts) < 20)
+            ]
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".png":
+        save_png(grid(images), output)
+    elif output.suffix == ".npz":
+        np.savez_compressed(output, images=to_uint8(images).numpy())
+    else:
+        output.mkdir(exist_ok=True)
+        for number, image in enumerate(images):
+            save_png(image, output / f"{number:06d}.png")

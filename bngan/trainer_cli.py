@@ -1,0 +1,271 @@
+"""fit, validate, test and predict: Lightning's command line around GAN and ImageDataModule, one folder per run."""
+
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from bngan.callbacks import BatchNormStatistics, Checkpoints, Dashboard, Quality, RunProgress, SampleImages
+from bngan.data import ImageDataModule
+from bngan.gan import GAN
+from bngan.sampling import read_checkpoint
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
+# Settings of the model that come from elsewhere, and where from.
+LINKED = {"image_shape": "data.image_shape", "seed": "seed_everything"}
+RUN_FOLDER = "BNGAN_RUN_FOLDER"
+
+
+class GanCLI(LightningCLI):
+    """LightningCLI with one folder per run and settings that a checkpoint brings along."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+        super().__init__(
+            GAN,
+            ImageDataModule,
+            save_config_callback=RunRecord,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [Dashboard()], "use_distributed_sampler": False},
+            seed_everything_default=0,
+            parser_kwargs={
+                "exit_on_error": False,
+                **{name: {"default_config_files": [str(DEFAULT_CONFIG)], "exit_on_error": False} for name in SUBCOMMANDS},
+            },
+            args=arguments,
+            auto_configure_optimizers=False,
+            # It would store the name of a function in the checkpoint, to be imported and called when that is loaded.
+            load_from_checkpoint_support=False,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all randomness.")
+        parser.add_argument("--name", type=str, default="mnist", help="Name of the experiment: runs/<name>/<time>-<id>/.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(SampleImages, "images")
+        parser.add_lightning_class_args(BatchNormStatistics, "batchnorm")
+        # The order matters: quality is measured before the bar shows it and the best checkpoint is chosen by it.
+        parser.add_lightning_class_args(Quality, "metrics")
+        parser.add_lightning_class_args(RunProgress, "progress")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("model.n_critic", "data.updates_per_batch")
+        parser.link_arguments("model.accumulate", "data.parts_per_update")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Lightning warns whenever arguments are handed over rather than read from sys.argv.
+        with replaced_argv(["bngan"]):
+            super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's settings from the checkpoint; refuse those on the command line that contradict it."""
+        settings = self.config[self.config.subcommand]
+        path = settings.get("ckpt_path")
+        if path is None:
+            if self.config.subcommand != "fit":
+                raise ValueError(f"{self.config.subcommand} needs a checkpoint: add --ckpt_path RUN/checkpoints/best.ckpt")
+            return
+        saved = read_checkpoint(Path(path))["hyper_parameters"]
+        for name in given_settings(self.arguments, "model"):
+            if name in saved and settings.model[name] != saved[name]:
+                raise ValueError(
+                    f"--model.{name} {settings.model[name]} contradicts {path}, which has {saved[name]}; leave it out, or "
+                    "start a new run"
+                )
+        self._saved_shape = tuple(saved["image_shape"])
+        model = {name: value for name, value in saved.items() if name not in LINKED}
+        known = {self.config.subcommand: {"model": model, "seed_everything": saved["seed"]}}
+        self.config = self.parser.parse_object(known, self.config)
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[str(self.subcommand)]
+        check_trainer_settings(settings.trainer)
+        root = Path(settings.trainer.default_root_dir or "runs")
+        self.run_folder = choose_run_folder(root, settings.name)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        saved_shape = getattr(self, "_saved_shape", self.model.image_shape)
+        if saved_shape != self.model.image_shape:
+            raise ValueError(
+                f"the checkpoint makes images of shape {saved_shape}, but the data has {self.model.image_shape}; give the "
+                "--data settings that it was trained with"
+            )
+        settings = self.config_init[str(self.subcommand)].trainer
+        if not settings.fast_dev_run:
+            make_folder(self.run_folder)
+        if settings.logger is None:
+            kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="", default_hp_metric=False)
+        return super().instantiate_trainer(default_root_dir=str(self.run_folder), **kwargs)
+
+    def before_fit(self) -> None:
+        optimum = self.model.hparams
+        self._say(
+            f"{self.datamodule.data_name} images {shape_text(self.model.image_shape)}, batch {self.datamodule.batch_size} over "
+            f"{self.trainer.world_size} x {self.trainer.strategy.root_device.type}, learning rates G {optimum['g_lr']:g} "
+            f"and D {optimum['d_lr']:g}"
+        )
+        self._say(f"Run folder {self.run_folder}")
+        self._say(f"Watch it: tensorboard --logdir {self.run_folder.parent.parent}")
+
+    def after_fit(self) -> None:
+        self._say(f"Done: {self.run_folder}")
+
+    def _say(self, line: str) -> None:
+        if self.trainer.is_global_zero:
+            print(line, flush=True)
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes config.yaml and run.json (command, versions, git commit, machine) into the run's folder."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert trainer.log_dir is not None
+        packages = (
+            "bngan",
+            "torch",
+            "torchvision",
+            "lightning",
+            "torchmetrics",
+            "tensorboard",
+            "jsonargparse",
+            "numpy",
+        )
+        record = {
+            "command": shlex.join(sys.argv),
+            "folder": os.getcwd(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "git": git_commit(),
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in packages},
+            "machine": {
+                "system": platform.platform(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "device": device_name(trainer.strategy.root_device),
+                "devices": trainer.world_size,
+            },
+        }
+        (Path(trainer.log_dir) / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments of fit, validate, test or predict and do it."""
+    quieten()
+    GanCLI(arguments)
+
+
+def print_full_help(subcommand: str) -> None:
+    """Print every setting of a subcommand."""
+    quieten()
+    GanCLI([subcommand, "--help"])
+
+
+def choose_run_folder(root: Path, name: str) -> Path:
+    """Return a new folder's path, the same one in every process that this command starts on this machine."""
+    if "LOCAL_RANK" in os.environ and RUN_FOLDER in os.environ:
+        return Path(os.environ[RUN_FOLDER])
+    if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
+        raise ValueError(f"--name {name!r} becomes a folder's name: use letters, digits, '.', '_' and '-'")
+    folder = root / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    os.environ[RUN_FOLDER] = str(folder)
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Create the run's folder, so that one that cannot be written is noticed before training.
+
+    Raises:
+        OSError: saying which folder and what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}; choose another --trainer.default_root_dir") from error
+
+
+def check_trainer_settings(trainer: Any) -> None:
+    """Refuse Trainer settings that mean nothing for two alternating optimizers, naming ours.
+
+    Raises:
+        ValueError: naming the setting to use.
+    """
+    if trainer.gradient_clip_val is not None or trainer.gradient_clip_algorithm is not None:
+        raise ValueError("--trainer.gradient_clip_val cannot tell G from D; use --model.g_clip and --model.d_clip")
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError("--trainer.accumulate_grad_batches cannot tell G from D; use --model.accumulate")
+    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
+        raise ValueError(f"--trainer.log_every_n_steps must be at least 0, got {trainer.log_every_n_steps}")
+
+
+def given_settings(arguments: list[str], group: str) -> Iterator[str]:
+    """Yield the names of the settings of a group that stand on the command line."""
+    for argument in arguments:
+        if match := re.match(rf"--{group}\.(\w+)", argument):
+            yield match[1]
+
+
+def git_commit() -> str | None:
+    """Return the commit of this source tree, with +changes if it was modified; None outside a repository."""
+    command = ["git", "-C", str(REPOSITORY)]
+    try:
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+changes" if status else commit
+
+
+def device_name(device: torch.device) -> str:
+    """Return the card's name, or the processor's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+@contextmanager
+def replaced_argv(argv: list[str]) -> Iterator[None]:
+    original = sys.argv
+    sys.argv = argv
+    try:
+        yield
+    finally:
+        sys.argv = original
+
+
+def quieten() -> None:
+    """Silence libraries' remarks that a user of this command can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*were no .* available.*",
+        ".*`tensorboardX` has been removed.*",
+        ".*treespec, LeafSpec.*",
+        ".*Metric `Frechet Inception Distance` will save all extracted features in buffer.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
