@@ -124,10 +124,11 @@ class VirtualBatchNorm(nn.Module):
         mean, var = batch_statistics(reference)
         own = 1 / (self.reference_size + 1)
         own_mean = examples.mean(dim=spatial, keepdim=True) if spatial else examples
-        own_square = examples.square().mean(dim=spatial, keepdim=True) if spatial else examples.square()
-        mixed_mean = own * own_mean + (1 - own) * _per_channel(mean, z)
-        mixed_square = own * own_square + (1 - own) * _per_channel(var + mean.square(), z)
-        mixed_var = mixed_square - mixed_mean.square()
+        own_var = (examples - own_mean).square().mean(dim=spatial, keepdim=True) if spatial else torch.zeros_like(examples)
+        shift = own_mean - _per_channel(mean, z)
+        mixed_mean = _per_channel(mean, z) + own * shift
+        # The mean square less the squared mean would lose all digits where the mean is large, and could be negative.
+        mixed_var = own * own_var + (1 - own) * _per_channel(var, z) + own * (1 - own) * shift.square()
         z_hat = torch.cat([normalize(reference, mean, var, self.eps), (examples - mixed_mean) / (mixed_var + self.eps).sqrt()])
         return _per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)
 

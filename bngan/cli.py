@@ -6,10 +6,12 @@ What a command does not need is not imported: help is instant, and only training
 import argparse
 import ast
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 TRAINER_COMMANDS = {
     "fit": "train; with no further words, the batch-normalized GAN on MNIST",
@@ -52,7 +54,8 @@ def main(arguments: list[str]) -> int:
         elif not _is_mistake(error):
             traceback.print_exc()
             return 1
-        print(f"bngan: error: {_brief(error)}", file=sys.stderr)
+        hint = "" if os.environ.get(SHOW_TRACEBACK) else f"\n({SHOW_TRACEBACK}=1 shows where)"
+        print(f"bngan: error: {_brief(error)}{hint}", file=sys.stderr)
         return 2
     return 0
 
@@ -84,8 +87,17 @@ def _dispatch(arguments: list[str]) -> None:
         raise ValueError(f"unknown command {command!r}; choose from {known}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Leaves it to main to tell what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
 def _sample(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bngan sample", description="Draw images from a checkpoint, without any data set.")
+    parser = _Parser(
+        prog="bngan sample", description="Draw images from a checkpoint, without any data set.", allow_abbrev=False
+    )
     parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
     parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
@@ -96,10 +108,7 @@ def _sample(arguments: list[str]) -> None:
         help=".png: a grid; .npz: uint8 N x C x H x W; else a folder",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
-    parser.exit_on_error = False
-    args, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise ValueError(f"sample does not know {' '.join(unknown)}; see bngan sample --help")
+    args = parser.parse_args(arguments)
     from bngan.sampling import sample
 
     sample(args.checkpoint, args.num, args.seed, args.output, args.device)
@@ -115,14 +124,52 @@ def _is_mistake(error: Exception) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    """Say it in a line or two."""
-    text = " ".join(str(error).split())
+    """Say in a line what is wrong."""
     if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    for pattern, plain in PLAIN_WORDS:
+        if match := re.search(pattern, text):
+            return plain(match)
     limit = 400
-    if len(text) > limit:
-        text = f"{text[: limit - 4]} ..."
-    return f"{text} ({SHOW_TRACEBACK}=1 shows where)"
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+
+
+def _wrong_type(match: re.Match[str]) -> str:
+    key, expected, got = match.groups()
+    classes = re.findall(r"<class '([\w.]+)'>", expected)
+    choices = [
+        choice.strip().strip("'\"") for group in re.findall(r"Literal\[([^\]]*)\]", expected) for choice in group.split(",")
+    ]
+    allowed = ", ".join(dict.fromkeys("nothing (null)" if name == "NoneType" else name for name in [*classes, *choices]))
+    return f"--{key}: {got.strip()!r} is not allowed; expected {allowed}"
+
+
+# Messages of libraries, put in the words of this program.
+PLAIN_WORDS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (r'^Parser key "([\w.]+)": .*?Subtypes: (\[.*?\]) Errors.*Given value: (.*)$', _wrong_type),
+    (r'^Parser key "([\w.]+)": Expected a (.*?)\. Got value: (.*)$', _wrong_type),
+    (
+        r"^Parser key \"([\w.]+)\": (.*)$",
+        lambda match: f"--{match[1]}: {match[2][:300]}",
+    ),
+    (
+        r"(?:does not accept option|[Uu]nrecognized arguments:) ['\"]?([^'\"]+)",
+        lambda match: f"there is no setting {match[1].strip()}; see bngan fit --help",
+    ),
+    (
+        r"No supported (\w+) backend found|Accelerator can not be created",
+        lambda match: "there is no GPU here that torch can use; leave out --trainer.accelerator, or set it to cpu",
+    ),
+    (
+        r"Trainer\(devices=(.*?)\)` value is not a valid input",
+        lambda match: f"--trainer.devices {match[1]} is not allowed; give how many devices to train on, 1 or more, or auto",
+    ),
+    (
+        r"You requested gpu: (.*?) But your machine only has: (.*?)(?: \(|$)",
+        lambda match: f"--trainer.devices asks for GPUs {match[1].strip()}, but this machine has {match[2].strip()}",
+    ),
+)
 
 
 def _overview() -> str:

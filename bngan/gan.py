@@ -297,16 +297,27 @@ class GAN(LightningModule):
         self._due = every > 0 and (self.iterations_done + 1) % every == 0
         return d_optimizer, g_optimizer
 
+    def check_batch(self, size: int) -> None:
+        """Refuse batches of a size that cannot be trained on.
+
+        Args:
+            size: images in one training batch on one device.
+
+        Raises:
+            ValueError: if it cannot be cut into equal parts, or the parts are too small for batch norm.
+        """
+        parts = self.n_critic * self.accumulate
+        if size % parts:
+            raise ValueError(f"a batch of {size} images cannot be cut into n_critic * accumulate = {parts} equal parts")
+        if size // parts < 2 and any(batch_norm_layers(self)):
+            raise ValueError(
+                f"batch norm needs at least 2 images at a time on each device, and here has {size // parts}: raise "
+                "--data.batch_size or lower --model.accumulate"
+            )
+
     def _split_batch(self, batch: Batch) -> tuple[Tensor, ...]:
         images = _images(batch)
-        parts = self.n_critic * self.accumulate
-        if len(images) % parts:
-            raise ValueError(f"a batch of {len(images)} images cannot be cut into n_critic * accumulate = {parts} parts")
-        if len(images) // parts < 2 and any(batch_norm_layers(self)):
-            raise ValueError(
-                "batch norm needs at least 2 images in each part of a batch: raise --data.batch_size or lower "
-                "--model.accumulate"
-            )
+        self.check_batch(len(images))
         if needs_reference(self.discriminator):
             set_reference(self.discriminator, self.trainer.strategy.broadcast(images))
         return images.chunk(self.n_critic)

@@ -66,8 +66,12 @@ def load_gan(checkpoint: Path, device: torch.device | str = "cpu") -> GAN:
         ValueError: if the file is missing, damaged, or not a bngan checkpoint.
     """
     content = read_checkpoint(checkpoint)
-    gan = GAN(**content["hyper_parameters"])
-    gan.load_state_dict(content["state_dict"])
+    try:
+        gan = GAN(**content["hyper_parameters"])
+        gan.load_state_dict(content["state_dict"])
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
     return gan.to(device).eval()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -40,6 +41,8 @@ class GanCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
+        # An abbreviated flag is accepted or not depending on what other flags there are: better not at all.
+        parser_options: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             GAN,
             ImageDataModule,
@@ -48,8 +51,8 @@ class GanCLI(LightningCLI):
             trainer_defaults={"callbacks": [Dashboard()], "use_distributed_sampler": False},
             seed_everything_default=0,
             parser_kwargs={
-                "exit_on_error": False,
-                **{name: {"default_config_files": [str(DEFAULT_CONFIG)], "exit_on_error": False} for name in SUBCOMMANDS},
+                **parser_options,
+                **{name: {"default_config_files": [str(DEFAULT_CONFIG)], **parser_options} for name in SUBCOMMANDS},
             },
             args=arguments,
             auto_configure_optimizers=False,
@@ -75,6 +78,8 @@ class GanCLI(LightningCLI):
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for path in config_files(self.arguments):
+            check_config_file(path)
         # Lightning warns whenever arguments are handed over rather than read from sys.argv.
         with replaced_argv(["bngan"]):
             super().parse_arguments(parser, args)
@@ -120,6 +125,7 @@ class GanCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(self.run_folder), **kwargs)
 
     def before_fit(self) -> None:
+        self.model.check_batch(self.datamodule.batch_size // self.trainer.world_size * self.model.n_critic)
         optimum = self.model.hparams
         self._say(
             f"{self.datamodule.data_name} images {shape_text(self.model.image_shape)}, batch {self.datamodule.batch_size} over "
@@ -217,6 +223,40 @@ def check_trainer_settings(trainer: Any) -> None:
         raise ValueError("--trainer.accumulate_grad_batches cannot tell G from D; use --model.accumulate")
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
         raise ValueError(f"--trainer.log_every_n_steps must be at least 0, got {trainer.log_every_n_steps}")
+
+
+def config_files(arguments: list[str]) -> Iterator[Path]:
+    """Yield the files named after --config or -c."""
+    for number, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option in ("--config", "-c"):
+            if not equals and number + 1 == len(arguments):
+                raise ValueError("--config needs the name of a YAML file")
+            yield Path(value if equals else arguments[number + 1])
+
+
+def check_config_file(path: Path) -> None:
+    """Refuse a settings file that is missing or malformed.
+
+    Raises:
+        ValueError: saying what is wrong in which line.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} cannot be read ({error.__class__.__name__}); name a YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ValueError(f"--config {path} is not valid YAML{where}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} holds no settings; it should have lines such as 'model:' and '  g_lr: 0.001'")
+    groups = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
+    for name in content:
+        if name not in (*groups, "seed_everything", "name", "ckpt_path", "verbose", "weights_only"):
+            raise ValueError(f"--config {path}: unknown group {name!r}; choose from {', '.join(groups)}")
+        if name in groups and not isinstance(content[name], dict):
+            raise ValueError(f"--config {path}: {name} should hold settings, not {content[name]!r}")
 
 
 def given_settings(arguments: list[str], group: str) -> Iterator[str]:

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torchvision.datasets import ImageFolder
@@ -29,14 +30,11 @@ class Pictures(ImageFolder):
     def __init__(self, folder: str | Path, size: int | None = None, channels: int | None = None) -> None:
         if not Path(folder).is_dir():
             raise ValueError(f"there is no folder {folder}; give one with pictures by --data.folder")
-        try:
-            super().__init__(str(folder))
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder} holds no pictures; png, jpg, bmp, webp and tif are found, also in subfolders"
-            ) from error
+        super().__init__(str(folder), allow_empty=True)
+        if not self.samples:
+            raise ValueError(f"{folder} holds no pictures; png, jpg, bmp, webp and tif are found, also in subfolders")
         with _opened(self.samples[0][0]) as first:
-            self.channels = channels or (1 if first.mode in ("1", "L", "LA", "I", "I;16") else 3)
+            self.channels = channels or (1 if first.mode in ("1", "L", "LA", "I") or first.mode.startswith("I;16") else 3)
             width, height = first.size
         self.resize = size is not None
         if size is None:
@@ -54,7 +52,7 @@ class Pictures(ImageFolder):
         path, label = self.samples[index]
         with _opened(path) as picture:
             try:
-                image = tv.pil_to_tensor(picture.convert("L" if self.channels == 1 else "RGB"))
+                image = tv.pil_to_tensor(_eight_bit(picture).convert("L" if self.channels == 1 else "RGB"))
             except OSError as error:
                 raise ValueError(f"{path} is damaged ({error}); repair or remove it") from error
         size = self.image_shape[-1]
@@ -90,5 +88,10 @@ class Pictures(ImageFolder):
 def _opened(path: str) -> Image.Image:
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error}); repair or remove it") from error
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    # Pillow's own conversion turns every value above 255 of 65535 white.
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if picture.mode.startswith("I;16") else picture

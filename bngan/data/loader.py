@@ -49,6 +49,11 @@ class ShardedBatches:
         self.epoch = 0
         self.position = (0, 0)  # epoch, batches of it already seen
 
+    @property
+    def sampler(self) -> "ShardedBatches":
+        """Itself: behind a DataLoader the Trainer looks for set_epoch at batch_sampler.sampler alone."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation."""
         self.epoch = epoch
@@ -107,6 +112,8 @@ class TensorLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from that place."""
         self.sampler.position = (state["epoch"], state["batches"])
+        self.sampler.set_epoch(state["epoch"])
+        self._seen = state["batches"]
 
 
 class PictureLoader(DataLoader):
@@ -140,6 +147,8 @@ class PictureLoader(DataLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from that place."""
         self.batches.position = (state["epoch"], state["batches"])
+        self.batches.set_epoch(state["epoch"])
+        self._seen = state["batches"]
 
 
 def to_unit_range(images: Tensor) -> Tensor:

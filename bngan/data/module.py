@@ -167,8 +167,15 @@ class ImageDataModule(LightningDataModule):
     def _pictures(self, *, train: bool) -> Pictures:
         assert self.folder is not None
         split = self.folder / ("train" if train else "test")
-        both = (self.folder / "train").is_dir() and (self.folder / "test").is_dir()
-        return Pictures(split if both else self.folder, self.image_size, self.channels)
+        if not ((self.folder / "train").is_dir() and (self.folder / "test").is_dir()):
+            return Pictures(self.folder, self.image_size, self.channels)
+        pictures = Pictures(split, self.image_size, self.channels if train else self.image_shape[0])
+        if not train and pictures.image_shape != self.image_shape:
+            raise ValueError(
+                f"pictures of different sizes: those in {self.folder / 'train'} have sides of {self.image_shape[-1]}, those in "
+                f"{split} of {pictures.image_shape[-1]}; give --data.image_size 64, say, to bring all to one size"
+            )
+        return pictures
 
     def _picture_rows(self, *, train: bool) -> tuple[Pictures, list[int]]:
         """Return the pictures and which of them belong to training or are held out."""

@@ -1,0 +1,41 @@
+"""What several test files need: one copy of the data set, and the command line as a person uses it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bngan.data import mnist
+
+REPOSITORY = Path(__file__).parents[1]
+# One alternation's worth of a run, measured by few samples: for tests that look at the machinery, not at the digits.
+QUICK = ("--trainer.max_steps=10", "--metrics.num_samples=200", "--trainer.accelerator=cpu")
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds MNIST."""
+    root = tmp_path_factory.mktemp("data")
+    mnist.lay_out(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def train() -> Command:
+    """Run `python scripts/train.py ...` in a folder, as a subprocess."""
+
+    def run(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+def only_run(root: Path) -> Path:
+    """Return the folder of the only run under a default_root_dir."""
+    (folder,) = (path for path in root.glob("*/*") if path.is_dir())
+    return folder
