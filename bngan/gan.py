@@ -252,13 +252,18 @@ class GAN(LightningModule):
             sync_dist=True,
         )
 
+    def on_validation_epoch_end(self) -> None:
+        """Give validation's plots the same x axis as all others, where Lightning would count from 0."""
+        if self.trainer.state.fn == "fit":
+            self.log("step", float(self.iterations_done))
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Do nothing: a test measures samples, which a callback draws."""
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the images (N, C, H, W) of the samples numbered in batch (N,)."""
-        start, stop = int(batch[0]), int(batch[-1]) + 1
-        return self.generate(self.sample_latents(start, stop, self.seed))
+        first = int(batch.min())
+        return self.generate(self.sample_latents(first, int(batch.max()) + 1, self.seed)[batch - first])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save what NaN or infinity has spoilt, so that the last good checkpoint stays."""

@@ -306,6 +306,7 @@ def quieten() -> None:
         ".*`tensorboardX` has been removed.*",
         ".*treespec, LeafSpec.*",
         ".*Metric `Frechet Inception Distance` will save all extracted features in buffer.*",
+        ".*You are using a custom batch sampler.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -45,7 +45,7 @@ def main() -> None:
             if len(index) < batch_size:
                 continue
             features = F.dropout(net(augment(train_images[index])), p=0.3)
-            loss = F.cross_entropy(net.logits(features), train_labels[index])
+            loss = F.cross_entropy(net.logits(features), train_labels[index], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

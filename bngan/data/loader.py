@@ -39,7 +39,7 @@ class ShardedBatches:
     ) -> None:
         if train and num_rows < batch_size:
             raise ValueError(f"a batch of {batch_size} images needs as many, but there are {num_rows}; lower --data.batch_size")
-        if batch_size % (ranks * parts):
+        if train and batch_size % (ranks * parts):
             raise ValueError(
                 f"a batch of {batch_size} images cannot be shared equally by {ranks} devices in {parts} parts; change "
                 f"--data.batch_size to a multiple of {ranks * parts}"
@@ -91,28 +91,28 @@ class TensorLoader:
 
     def __init__(self, images: Tensor, labels: Tensor, batches: ShardedBatches) -> None:
         self.images, self.labels = images, labels
-        self.sampler = batches  # the Trainer looks here for set_epoch
+        self.batch_sampler = batches
         self._seen = 0
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, start = self.sampler.position
-        self._seen = start if epoch == self.sampler.epoch else 0
-        for rows in self.sampler.tensors():
+        epoch, start = self.batch_sampler.position
+        self._seen = start if epoch == self.batch_sampler.epoch else 0
+        for rows in self.batch_sampler.tensors():
             rows = rows.to(self.images.device)
             self._seen += 1
             yield to_unit_range(self.images.index_select(0, rows)), self.labels.index_select(0, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data: the epoch and how many of its batches were given out."""
-        return {"epoch": self.sampler.epoch, "batches": self._seen}
+        return {"epoch": self.batch_sampler.epoch, "batches": self._seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from that place."""
-        self.sampler.position = (state["epoch"], state["batches"])
-        self.sampler.set_epoch(state["epoch"])
+        self.batch_sampler.position = (state["epoch"], state["batches"])
+        self.batch_sampler.set_epoch(state["epoch"])
         self._seen = state["batches"]
 
 

@@ -2,12 +2,11 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as tv
 
 from bngan import distributed
@@ -110,9 +109,10 @@ class ImageDataModule(LightningDataModule):
 
     test_dataloader = val_dataloader
 
-    def predict_dataloader(self) -> list[Tensor]:
+    def predict_dataloader(self) -> DataLoader:
         """Return the numbers of the samples that predict makes, in batches."""
-        return list(torch.arange(self.predict_samples).split(self.eval_batch_size))
+        rows = self._batches(self.predict_samples, self.eval_batch_size, train=False)
+        return DataLoader(cast(Dataset[int], range(self.predict_samples)), batch_sampler=rows)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bring images that arrive as uint8 to [-1, 1]."""
@@ -138,24 +138,19 @@ class ImageDataModule(LightningDataModule):
         pictures, rows = self._picture_rows(train=train) if self.folder is not None else (None, [])
         in_memory = pictures is None or len(rows) * pictures.bytes_per_image <= self.in_memory_gb * 1e9
         source = self.load(train=train) if in_memory else None
-        batches = ShardedBatches(
-            len(source.labels) if source is not None else len(rows),
-            batch_size
-            if train
-            else max(batch_size, distributed.world_size()) // distributed.world_size() * distributed.world_size(),
-            train=train,
-            seed=self.seed,
-            rank=distributed.rank(),
-            ranks=distributed.world_size(),
-            parts=parts,
-        )
-        if train and self.trainer is not None:
-            # A DataLoader's workers start on an epoch before the Trainer has said which one it is.
-            batches.set_epoch(self.trainer.current_epoch)
+        batches = self._batches(len(rows) if source is None else len(source.labels), batch_size, train=train, parts=parts)
         if source is None:
             assert pictures is not None
             return PictureLoader(Subset(pictures, rows), batches, self.num_workers)
         return TensorLoader(*self._placed(source), batches)
+
+    def _batches(self, num_rows: int, batch_size: int, *, train: bool, parts: int = 1) -> ShardedBatches:
+        rank, ranks = distributed.rank(), distributed.world_size()
+        batches = ShardedBatches(num_rows, batch_size, train=train, seed=self.seed, rank=rank, ranks=ranks, parts=parts)
+        if train and self.trainer is not None:
+            # A DataLoader's workers start on an epoch before the Trainer has said which one it is.
+            batches.set_epoch(self.trainer.current_epoch)
+        return batches
 
     def _placed(self, source: Labelled) -> Labelled:
         """Move the images to the accelerator if they take less than half of its free memory."""

@@ -1,0 +1,294 @@
+"""The command line as a person uses it: subprocesses in a temporary folder."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bngan.cli import main
+from tests.conftest import QUICK, REPOSITORY, Command, only_run
+
+INTERVALS = (
+    "--images.every_n_iterations=5",
+    "--batchnorm.every_n_iterations=5",
+    "--trainer.log_every_n_steps=5",
+    "--trainer.val_check_interval=5",
+    "--trainer.check_val_every_n_epoch=1",
+)
+
+
+class Run:
+    """A finished run: its folder and what the command printed."""
+
+    def __init__(self, folder: Path, output: str) -> None:
+        self.folder, self.output = folder, output
+        self.best = folder / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def run(train: Command, mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    cwd = tmp_path_factory.mktemp("user")
+    done = train("fit", *QUICK, *INTERVALS, f"--data.root={mnist_root}", "--model.d_lr=0.002", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return Run(only_run(cwd / "runs"), done.stdout)
+
+
+@pytest.fixture(scope="module")
+def events(run: Run) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run.folder), size_guidance={"images": 0, "scalars": 0, "histograms": 0})
+    return accumulator.Reload()
+
+
+def test_run_lives_in_one_folder(run: Run) -> None:
+    assert run.folder.parent.name == "mnist"
+    files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/real.png"} <= files
+    assert {f"samples/iteration-{n:06d}.png" for n in (0, 5, 10)} <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+
+
+def test_run_records_how_it_was_made(run: Run) -> None:
+    record = json.loads((run.folder / "run.json").read_text())
+    assert "fit" in record["command"]
+    assert "--model.d_lr=0.002" in record["command"]
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["git"] is None or len(record["git"].removesuffix("+changes")) == 40
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert settings["model"]["d_lr"] == 0.002
+    assert settings["model"]["g_lr"] == yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())["model"]["g_lr"]
+
+
+def test_checkpoints_load_safely_and_count_alternations(run: Run) -> None:
+    for name in ("last", "best"):
+        content = torch.load(run.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert content["global_step"] == int(content["state_dict"]["iteration"])
+    last = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 10
+
+
+def test_pictures_change_as_training_goes_on(run: Run) -> None:
+    first, last = (np.asarray(Image.open(run.folder / "samples" / f"iteration-{n:06d}.png")) for n in (0, 10))
+    assert first.shape == last.shape
+    assert (first != last).mean() > 0.1
+    real = np.asarray(Image.open(run.folder / "samples" / "real.png"))
+    assert real.min() == 0
+    assert real.max() == 255
+
+
+def test_output_off_a_terminal_is_plain_lines(run: Run) -> None:
+    assert "\x1b" not in run.output
+    assert "\r" not in run.output
+    assert "iteration 10/10" in run.output
+    assert "images/s" in run.output
+    assert "batch 128" in run.output
+    assert str(run.folder.name) in run.output
+
+
+def test_tensorboard_scalars_share_the_iteration_axis(events: EventAccumulator) -> None:
+    tags = set(events.Tags()["scalars"])
+    expected = {f"train/{name}" for name in ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm", "g_lr")}
+    expected |= {"val/fid", "val/modes", "val/class_kl", "val/d_loss"}
+    assert expected <= tags
+    for tag in expected:
+        assert [event.step for event in events.Scalars(tag)] == [5, 10], tag
+
+
+def test_tensorboard_shows_every_batch_norm_layer(events: EventAccumulator) -> None:
+    scalars, histograms = set(events.Tags()["scalars"]), set(events.Tags()["histograms"])
+    for layer in ("generator.net.1", "generator.net.4", "discriminator.net.1", "discriminator.net.4"):
+        for quantity in ("running_mean", "running_var", "gamma", "beta"):
+            assert {f"bn/{layer}/{quantity}/{statistic}" for statistic in ("min", "mean", "max")} <= scalars
+            assert f"bn/{layer}/{quantity}" in histograms
+            low, mean, high = (events.Scalars(f"bn/{layer}/{quantity}/{s}")[-1].value for s in ("min", "mean", "max"))
+            assert low <= mean <= high
+        divergences = [event.value for event in events.Scalars(f"bn/{layer}/divergence")]
+        assert len(divergences) == 2
+        assert min(divergences) > 0
+
+
+def test_tensorboard_shows_pictures(events: EventAccumulator) -> None:
+    assert [event.step for event in events.Images("samples/fixed_z")] == [0, 5, 10]
+    assert [event.step for event in events.Images("samples/interpolation")] == [0, 5, 10]
+    assert [event.step for event in events.Images("samples/real")] == [0]
+
+
+def test_tensorboard_knows_settings_and_layout(events: EventAccumulator) -> None:
+    tags = events.summary_metadata
+    assert "_hparams_/session_start_info" in tags
+    assert b"val/fid" in tags["_hparams_/experiment"].plugin_data.content
+    assert b"d_lr" in tags["_hparams_/session_start_info"].plugin_data.content
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"train/d_loss" in layout
+    assert b"train/g_loss" in layout
+
+
+def test_progress_bar_on_a_terminal(mnist_root: Path, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    arguments = ("fit", "--trainer.max_steps=150", "--metrics.num_samples=0", f"--data.root={mnist_root}")
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments],
+        cwd=tmp_path,
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "COLUMNS": "160", "TERM": "xterm"},
+    )
+    os.close(terminal)
+    shown = b"".join(_read(controller))
+    assert process.wait(timeout=60) == 0, shown
+    assert b"150/150" in shown
+    assert b"images/s" in shown
+    assert b"left" in shown
+    assert b"\x1b[" in shown
+
+
+def _read(descriptor: int) -> Iterator[bytes]:
+    while True:
+        try:
+            yield os.read(descriptor, 65536)
+        except OSError:  # how a pseudo-terminal says that nobody writes to it any more
+            return
+
+
+def test_settings_are_layered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  g_lr: 0.5\n  d_lr: 0.25\n")
+    assert main(["fit", f"--config={tmp_path / 'mine.yaml'}", "--model.d_lr=0.125", "--print_config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    default = yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())
+    assert settings["model"]["g_lr"] == 0.5
+    assert settings["model"]["d_lr"] == 0.125
+    assert settings["model"]["noise"] == default["model"]["noise"]
+    assert settings["trainer"]["max_epochs"] == default["trainer"]["max_epochs"]
+
+
+def test_recorded_settings_can_be_used_again(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", f"--config={run.folder / 'config.yaml'}", "--print_config"]) == 0
+    again = yaml.safe_load(capsys.readouterr().out)
+    recorded = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert again["model"] == recorded["model"]
+    assert again["trainer"]["max_steps"] == 10
+
+
+def test_help_is_short_and_the_rest_is_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < 20
+    assert main(["fit", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 80
+    assert "--model.batching" in short
+    assert "--trainer.devices" in short
+    assert main(["fit", "--help.all"]) == 0
+    everything = capsys.readouterr().out
+    assert len(everything.splitlines()) > 2 * len(short.splitlines())
+    assert "--trainer.profiler" in everything
+
+
+def test_help_answers_at_once() -> None:
+    start = time.monotonic()
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "bngan fit" in done.stdout
+    assert time.monotonic() - start < 2.0  # loading torch alone takes longer
+
+
+def test_sample_writes_what_the_path_says(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no data set
+    for output in ("grid.png", "images.npz", "folder"):
+        assert main(["sample", str(run.best), "--num=10", "--seed=3", f"--output={output}"]) == 0
+    images = np.load("images.npz")["images"]
+    assert images.dtype == np.uint8
+    assert images.shape == (10, 1, 28, 28)
+    pictures = sorted(Path("folder").iterdir())
+    assert len(pictures) == 10
+    for number, path in enumerate(pictures):
+        assert np.array_equal(np.asarray(Image.open(path)), images[number, 0])
+    width, height = Image.open("grid.png").size
+    assert width > 3 * 28
+    assert height > 3 * 28
+    assert not Path("data").exists()
+
+
+def test_samples_depend_on_their_number_and_the_seed_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def drawn(name: str, *arguments: str) -> np.ndarray:
+        assert main(["sample", str(run.best), f"--output={name}.npz", *arguments]) == 0
+        return np.load(f"{name}.npz")["images"]
+
+    few, many = drawn("few", "--num=70", "--seed=3"), drawn("many", "--num=200", "--seed=3")
+    # One grey level of room: matrix products of other sizes may round otherwise.
+    assert np.abs(few.astype(int) - many[:70].astype(int)).max() <= 1
+    other = drawn("other", "--num=70", "--seed=4")
+    assert np.abs(few.astype(int) - other.astype(int)).max() > 10
+
+
+def test_validate_and_test_measure_a_checkpoint(
+    run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = (f"--ckpt_path={run.best}", f"--data.root={mnist_root}", "--metrics.num_samples=500")
+    assert main(["validate", *common]) == 0
+    assert "val/fid" in capsys.readouterr().out
+    assert main(["test", *common, "--trainer.default_root_dir=tested"]) == 0
+    output = capsys.readouterr().out
+    assert "floor" in output
+    report = json.loads((only_run(tmp_path / "tested") / "test.json").read_text())
+    assert len(report["fid"]["values"]) == 5
+    assert len(set(report["fid"]["values"])) == 5
+    assert report["fid"]["mean"] > report["fid"]["floor"] > 0
+
+
+def test_predict_writes_pictures(run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = (f"--ckpt_path={run.best}", f"--data.root={mnist_root}", "--data.predict_samples=7")
+    assert main(["predict", *arguments]) == 0
+    assert len(list((only_run(tmp_path / "runs") / "samples").glob("*.png"))) == 7
+
+
+def test_settings_that_contradict_the_checkpoint_are_refused(
+    run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ("fit", f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}", f"--data.root={mnist_root}", *QUICK[1:])
+    assert main([*common, "--trainer.max_steps=12", "--model.d_lr=0.5"]) == 2
+    answer = capsys.readouterr().err
+    assert "--model.d_lr" in answer
+    assert "0.002" in answer
+    assert main([*common, "--trainer.max_steps=12", "--model.d_lr=0.002"]) == 0
+    last = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert int(last["state_dict"]["iteration"]) == 12
+
+
+def test_pictures_of_ones_own_train_on_the_first_try(train: Command, tmp_path: Path) -> None:
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (40 + number % 3, 50, 3), dtype=np.uint8)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.jpg")
+    arguments = ("--data.name=folder", "--data.folder=pictures", "--data.image_size=32", "--model.network=conv")
+    small = ("--model.hidden_dim=8", "--data.batch_size=16", "--trainer.max_steps=4", "--name=mine", "--trainer.max_epochs=-1")
+    done = train("fit", *arguments, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path / "runs")
+    assert folder.parent.name == "mine"
+    assert Image.open(folder / "samples" / "iteration-000004.png").mode == "RGB"
+
+
+@pytest.mark.slow
+def test_bare_command_reaches_its_promise(train: Command, tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = train("fit", cwd=tmp_path, timeout=600)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    assert seconds < 240
+    values = EventAccumulator(str(only_run(tmp_path / "runs"))).Reload()
+    assert values.Scalars("val/modes")[-1].value == 10
