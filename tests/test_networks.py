@@ -1,0 +1,365 @@
+"""The text's networks as the text prints them, the convolutional ones for every size, and both against wrong input."""
+
+from itertools import pairwise
+from typing import Protocol
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from bngan.batchnorm import batch_norm_layers
+from bngan.networks import (
+    ConvDiscriminator,
+    ConvGenerator,
+    Discriminator,
+    Generator,
+    build_networks,
+    needs_reference,
+    set_reference,
+    split_size,
+)
+from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE
+
+SIZES = [28, 32, 48, 64, 96]
+CONVOLUTION = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+class Network(Protocol):
+    net: nn.Sequential
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def kinds(network: Network) -> list[type[nn.Module]]:
+    return [type(module) for module in network.net]
+
+
+def followers(network: Network, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[nn.Module]:
+    """The module after each module of that kind, in order."""
+    return [after for module, after in pairwise(network.net) if isinstance(module, kind)]
+
+
+def discriminators() -> list[Discriminator | ConvDiscriminator]:
+    return [Discriminator(input_dim=784, hidden_dim=8), ConvDiscriminator(channels=1, size=28, width=8)]
+
+
+def images(count: int) -> Tensor:
+    return torch.rand(count, 1, 28, 28) * 2 - 1
+
+
+# The text's networks --------------------------------------------------------------------------------------------------
+
+
+def test_generator_has_the_texts_layers_in_order() -> None:
+    assert kinds(Generator()) == [
+        nn.Linear, nn.BatchNorm1d, nn.ReLU,
+        nn.Linear, nn.BatchNorm1d, nn.ReLU,
+        nn.Linear, nn.Tanh,
+    ]  # fmt: skip
+    widths = [(m.in_features, m.out_features) for m in Generator().net if isinstance(m, nn.Linear)]
+    assert widths == [(100, 128), (128, 256), (256, 784)]
+
+
+def test_discriminator_has_the_texts_layers_in_order() -> None:
+    assert kinds(Discriminator()) == [
+        nn.Linear, nn.BatchNorm1d, nn.LeakyReLU,
+        nn.Linear, nn.BatchNorm1d, nn.LeakyReLU,
+        nn.Linear, nn.Sigmoid,
+    ]  # fmt: skip
+    widths = [(m.in_features, m.out_features) for m in Discriminator().net if isinstance(m, nn.Linear)]
+    assert widths == [(784, 256), (256, 128), (128, 1)]
+    assert [m.negative_slope for m in Discriminator().net if isinstance(m, nn.LeakyReLU)] == [0.2, 0.2]
+
+
+@pytest.mark.parametrize(("latent", "values", "hidden"), [(100, 784, 128), (3, 5, 7)])
+def test_the_texts_networks_have_the_parameters_of_the_formula(latent: int, values: int, hidden: int) -> None:
+    def count(network: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    def linear(source: int, target: int) -> int:
+        return source * target + target
+
+    norms = 2 * hidden + 2 * (2 * hidden)  # a gamma and a beta per channel
+    g = linear(latent, hidden) + linear(hidden, 2 * hidden) + linear(2 * hidden, values)
+    d = linear(values, 2 * hidden) + linear(2 * hidden, hidden) + linear(hidden, 1)
+    assert count(Generator(latent, values, hidden)) == g + norms
+    assert count(Discriminator(values, hidden)) == d + norms
+    assert count(Generator(latent, values, hidden, norm="none")) == g
+    assert count(Discriminator(values, hidden, norm="none")) == d
+
+
+@pytest.mark.parametrize("hidden_dim", [0, -1])
+def test_a_width_below_1_is_refused(hidden_dim: int) -> None:
+    for build in (
+        lambda: Generator(hidden_dim=hidden_dim),
+        lambda: Discriminator(hidden_dim=hidden_dim),
+    ):
+        with pytest.raises(ValueError, match=f"hidden_dim must be at least 1, got {hidden_dim}"):
+            build()
+    for build in (lambda: ConvGenerator(width=hidden_dim), lambda: ConvDiscriminator(width=hidden_dim)):
+        with pytest.raises(ValueError, match=f"width must be at least 1, got {hidden_dim}"):
+            build()
+    assert Generator(hidden_dim=1)(torch.randn(2, 100)).shape == (2, 784)
+    assert Discriminator(hidden_dim=1)(images(2)).shape == (2, 1)
+
+
+@pytest.mark.parametrize("network", [Generator(12, 20, 8), ConvGenerator(12, 1, 28, width=8)], ids=["mlp", "conv"])
+def test_generator_stays_in_range_where_its_last_layer_does_not(network: Generator | ConvGenerator) -> None:
+    z = torch.randn(64, 12) * 1000
+    network.eval()
+    made = network(z)
+    assert made.min() >= -1
+    assert made.max() <= 1
+    assert made.std() > 0.1
+    assert network.net[:-1](z).abs().max() > 1
+
+
+@pytest.mark.parametrize("network", discriminators(), ids=["mlp", "conv"])
+def test_discriminator_gives_the_sigmoid_of_its_logits(network: Discriminator | ConvDiscriminator) -> None:
+    x = images(64)
+    network.eval()
+    logits, probabilities = network.logits(x), network(x)
+    assert logits.shape == probabilities.shape == (64, 1)
+    torch.testing.assert_close(probabilities, logits.sigmoid(), rtol=0, atol=0)
+    # As the printed layers, which end in a Sigmoid, would.
+    printed = network.net(x.flatten(1) if isinstance(network, Discriminator) else x)
+    torch.testing.assert_close(probabilities, printed, rtol=0, atol=0)
+    assert not torch.allclose(logits, probabilities, atol=1e-2)
+
+
+def test_flat_and_unflattened_images_are_the_same_to_the_texts_discriminator() -> None:
+    network = Discriminator().eval()
+    x = images(8)
+    torch.testing.assert_close(network(x), network(x.flatten(1)), rtol=0, atol=0)
+    assert not torch.equal(network(x), network(x.mT))
+
+
+@pytest.mark.parametrize("network", [Generator(12, 20, 8), ConvGenerator(12, 1, 28, width=8)], ids=["mlp", "conv"])
+@pytest.mark.parametrize("shape", [(2, 13), (2, 11), (12,), (2, 12, 1, 1)])
+def test_latents_of_another_shape_are_refused(network: Generator | ConvGenerator, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"expected latents \(N, 12\), got \({shape[0]},"):
+        network(torch.randn(shape))
+    assert len(network(torch.randn(2, 12))) == 2
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    flat, conv = discriminators()
+    for method in (flat, flat.logits):
+        with pytest.raises(ValueError, match="expected images of 784 values, got 1024"):
+            method(torch.randn(4, 1, 32, 32))
+    for method in (conv, conv.logits):
+        for wrong in (torch.randn(4, 1, 32, 32), torch.randn(4, 3, 28, 28), torch.randn(4, 784)):
+            with pytest.raises(ValueError, match=r"expected images \(N, 1, 28, 28\), got \(4, "):
+                method(wrong)
+    for network in (flat, conv):
+        assert network(images(4)).shape == (4, 1)
+
+
+@pytest.mark.parametrize("build", [Discriminator, ConvDiscriminator])
+def test_dropout_is_built_only_where_asked_and_acts_in_training(
+    build: type[Discriminator] | type[ConvDiscriminator],
+) -> None:
+    assert nn.Dropout not in kinds(build())
+    network = build(norm="none", dropout=0.5)
+    assert kinds(network).count(nn.Dropout) == 2
+    x = images(4)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\)"):
+            build(dropout=share)
+
+
+# Convolutional networks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_convolutional_networks_make_and_take_every_size(size: int, channels: int) -> None:
+    generator = ConvGenerator(input_dim=10, channels=channels, size=size, width=4)
+    discriminator = ConvDiscriminator(channels=channels, size=size, width=4)
+    made = generator(torch.randn(2, 10))
+    assert made.shape == (2, channels, size, size)
+    assert discriminator.logits(made).shape == (2, 1)
+    with pytest.raises(ValueError, match=rf"expected images \(N, {channels}, {size}, {size}\)"):
+        discriminator(made[:, :, 1:])
+
+
+def test_filters_double_up_to_eight_times_the_width() -> None:
+    generator = ConvGenerator(input_dim=10, size=128, width=4)
+    discriminator = ConvDiscriminator(size=128, width=4)
+    made = [m.out_channels for m in generator.net if isinstance(m, nn.ConvTranspose2d)]
+    taken = [m.out_channels for m in discriminator.net if isinstance(m, nn.Conv2d)]
+    assert made == [32, 32, 16, 8, 4, 1]
+    assert taken == [4, 8, 16, 32, 32, 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [(30, "28 or 32"), (29, "28 or 32"), (8, "16 or 20"), (0, "16 or 20"), (-4, "16 or 20"), (100, "96 or 112")],
+)
+def test_an_impossible_size_is_refused_with_the_nearest_possible_ones(size: int, nearest: str) -> None:
+    for build in (ConvGenerator, ConvDiscriminator):
+        with pytest.raises(ValueError, match=rf"of side {size}; use {nearest} \(--data.image_size\)"):
+            build(size=size)
+    for near in nearest.split(" or "):
+        base, doublings = split_size(int(near))
+        assert base * 2**doublings == int(near)
+
+
+def test_sizes_split_exactly_when_they_are_4_to_7_times_a_power_of_two() -> None:
+    possible = {base * 2**doublings for base in (4, 5, 6, 7) for doublings in range(2, 8)}
+    for size in range(1, 513):
+        if size in possible:
+            base, doublings = split_size(size)
+            assert base * 2**doublings == size
+            assert 4 <= base <= 7
+            assert doublings >= 2
+        else:
+            with pytest.raises(ValueError, match=f"of side {size}"):
+                split_size(size)
+
+
+def test_convolutions_have_no_bias_exactly_where_a_centering_norm_follows() -> None:
+    for norm in NORMS:
+        networks = [ConvGenerator(10, 1, 32, width=4, norm=norm), ConvDiscriminator(1, 32, width=4, norm=norm)]
+        biases: list[list[bool]] = [
+            [module.bias is not None for module in network.net if isinstance(module, CONVOLUTION)] for network in networks
+        ]
+        hidden = norm not in CENTERING
+        # G's last layer and D's first and last have no norm after them.
+        assert biases == [[hidden, hidden, hidden, True], [True, hidden, hidden, True]], norm
+
+
+def test_neither_the_generators_output_nor_the_discriminators_input_is_normalized() -> None:
+    generator, discriminator = ConvGenerator(10, 1, 32, width=4), ConvDiscriminator(1, 32, width=4)
+    norm, relu, leaky = nn.BatchNorm2d, nn.ReLU, nn.LeakyReLU
+    assert [type(module) for module in followers(generator, CONVOLUTION)] == [norm, norm, norm, nn.Tanh]
+    assert [type(module) for module in followers(discriminator, CONVOLUTION)] == [leaky, norm, norm, nn.Flatten]
+    assert [type(module) for module in followers(generator, norm)] == [relu] * 3
+    assert [type(module) for module in followers(discriminator, norm)] == [leaky] * 2
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_spectral_norm_bounds_every_layer_of_the_discriminator(network: str) -> None:
+    for norm, bounded in (("spectral", True), ("batch", False)):
+        _, discriminator = build_networks(network, (1, 32, 32), 10, 4, g_norm="batch", d_norm=norm, d_dropout=0.0)
+        layers = [module for module in discriminator.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        assert len(layers) >= 3
+        assert all(is_parametrized(layer, "weight") == bounded for layer in layers)
+
+
+# By name --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", sorted(NORMS))
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_networks_of_every_norm_make_and_judge_images(network: str, norm: str) -> None:
+    if (network, norm) == ("mlp", "instance"):
+        with pytest.raises(ValueError, match="instance norm needs pixels"):
+            build_networks(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.0)
+        return
+    generator, discriminator = build_networks(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.1)
+    if needs_reference(discriminator):
+        set_reference(discriminator, torch.randn(VIRTUAL_REFERENCE_SIZE, 3, 32, 32))
+    made = generator(torch.randn(6, 10)).view(6, 3, 32, 32)
+    judged = discriminator(made)
+    assert judged.shape == (6, 1)
+    judged.sum().backward()
+    for name, parameter in [*generator.named_parameters(), *discriminator.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    keeping_statistics = bool(list(batch_norm_layers(generator))) and bool(list(batch_norm_layers(discriminator)))
+    assert keeping_statistics == (norm in BATCH_COUPLED)
+
+
+def test_unknown_names_are_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown network 'resnet'; choose from mlp, conv"):
+        build_networks("resnet", (1, 28, 28), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0)
+    with pytest.raises(ValueError, match="unknown norm 'bath'"):
+        build_networks("mlp", (1, 28, 28), 10, 4, g_norm="bath", d_norm="batch", d_dropout=0.0)
+
+
+def test_oblong_images_are_for_fully_connected_networks_alone() -> None:
+    with pytest.raises(ValueError, match="square images, not 28 x 32"):
+        build_networks("conv", (1, 28, 32), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0)
+    generator, discriminator = build_networks("mlp", (1, 28, 32), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0)
+    assert discriminator(generator(torch.randn(4, 10)).view(4, 1, 28, 32)).shape == (4, 1)
+
+
+# Virtual batch norm ---------------------------------------------------------------------------------------------------
+
+
+def virtual_discriminators() -> list[Discriminator | ConvDiscriminator]:
+    return [
+        Discriminator(input_dim=784, hidden_dim=8, norm="virtual"),
+        ConvDiscriminator(channels=1, size=28, width=8, norm="virtual"),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["mlp", "conv"])
+def test_a_virtual_discriminator_needs_a_reference_of_enough_images(which: int) -> None:
+    network = virtual_discriminators()[which]
+    assert needs_reference(network)
+    assert network(images(3)).isnan().all()
+    with pytest.raises(ValueError, match=f"at least {VIRTUAL_REFERENCE_SIZE} examples, got 63"):
+        set_reference(network, images(63))
+    assert needs_reference(network)
+    set_reference(network, images(100))
+    assert not needs_reference(network)
+    assert network(images(3)).isfinite().all()
+    assert not needs_reference(discriminators()[which])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["mlp", "conv"])
+def test_a_virtual_discriminators_judgement_ignores_batch_mates_but_not_the_reference(which: int) -> None:
+    virtual, plain = virtual_discriminators()[which], discriminators()[which]
+    reference, some, others = images(64), images(5), images(5) / 3
+    set_reference(virtual, reference)
+    mixed = torch.cat([some[:1], others[1:]])
+    torch.testing.assert_close(virtual.logits(mixed)[0], virtual.logits(some)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(virtual.logits(some[:1])[0], virtual.logits(some)[0], rtol=0, atol=1e-5)
+    assert (plain.logits(mixed)[0] - plain.logits(some)[0]).abs() > 1e-3
+    before = virtual.logits(some)
+    set_reference(virtual, reference / 3)
+    assert (virtual.logits(some) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [Generator, ConvGenerator])
+def test_a_virtual_generators_image_ignores_batch_mates(build: type[Generator] | type[ConvGenerator]) -> None:
+    virtual, plain = build(10, norm="virtual"), build(10, norm="batch")
+    assert not needs_reference(virtual)  # its reference latents are drawn when it is built
+    some, others = torch.randn(5, 10), torch.randn(5, 10) * 3
+    mixed = torch.cat([some[:1], others[1:]])
+    assert virtual(some).shape[0] == 5
+    torch.testing.assert_close(virtual(mixed)[0], virtual(some)[0], rtol=0, atol=1e-5)
+    assert (plain(mixed)[0] - plain(some)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [Generator, ConvGenerator])
+def test_the_reference_latents_travel_in_the_state_dict(build: type[Generator] | type[ConvGenerator]) -> None:
+    source, target = build(10, norm="virtual"), build(10, norm="virtual")
+    set_reference(source, torch.randn(VIRTUAL_REFERENCE_SIZE, 10) * 3)
+    z = torch.randn(4, 10)
+    target.load_state_dict(source.state_dict(), strict=True)
+    torch.testing.assert_close(target(z), source(z), rtol=0, atol=0)
+    set_reference(target, torch.randn(VIRTUAL_REFERENCE_SIZE, 10))
+    assert not torch.allclose(target(z), source(z), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["mlp", "conv"])
+def test_the_reference_images_travel_in_the_state_dict(which: int) -> None:
+    source, target = virtual_discriminators()[which], virtual_discriminators()[which]
+    set_reference(source, images(64))
+    x = images(4)
+    target.load_state_dict(source.state_dict(), strict=True)
+    assert not needs_reference(target)
+    torch.testing.assert_close(target(x), source(x), rtol=0, atol=0)
+    set_reference(target, images(64))
+    assert not torch.allclose(target(x), source(x), rtol=0, atol=1e-5)
+    assert "reference" not in discriminators()[which].state_dict()

@@ -1,0 +1,174 @@
+"""Each norm by name: what it normalizes, over what, and what its name promises the networks."""
+
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bngan.batchnorm import batch_norm_layers
+from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
+
+CHANNELS = 12  # in 4 groups of 3
+ROWS = VIRTUAL_REFERENCE_SIZE + 6
+KINDS = ["linear", "conv", "transposed"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def layer_of(kind: str) -> Layer:
+    if kind == "linear":
+        return nn.Linear(7, CHANNELS)
+    return (nn.Conv2d if kind == "conv" else nn.ConvTranspose2d)(3, CHANNELS, kernel_size=3, stride=2, padding=1)
+
+
+def inputs_of(kind: str) -> Tensor:
+    shape = (7,) if kind == "linear" else (3, 8, 8)
+    return torch.randn(ROWS, *shape) * 2 + 1
+
+
+def normalized(name: str, kind: str) -> nn.Sequential:
+    return nn.Sequential(*NORMS[name](layer_of(kind)))
+
+
+CASES = [(name, kind) for name in sorted(NORMS) for kind in KINDS if (name, kind) != ("instance", "linear")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_norm_keeps_the_shape_and_stands_after_its_layer(name: str, kind: str) -> None:
+    layer, x = layer_of(kind), inputs_of(kind)
+    shape = layer(x).shape
+    modules = NORMS[name](layer)
+    assert modules[0] is layer
+    output = nn.Sequential(*modules)(x)
+    assert output.shape == shape
+    assert output.isfinite().all()
+
+
+def test_instance_norm_refuses_a_linear_layer_and_says_what_to_use() -> None:
+    with pytest.raises(ValueError, match=r"needs pixels.*after a Linear layer use batch, layer or group"):
+        NORMS["instance"](nn.Linear(7, CHANNELS))
+    assert len(NORMS["instance"](nn.Conv2d(3, CHANNELS, kernel_size=3))) == 2
+
+
+def pools(name: str, output: Tensor) -> Tensor:
+    """Arrange an output so that the values a norm pools lie along the last dimension."""
+    if name in ("batch", "reference"):
+        return output.transpose(0, 1).flatten(1)
+    if name == "virtual":
+        return output[:VIRTUAL_REFERENCE_SIZE].transpose(0, 1).flatten(1)
+    if name == "layer":
+        return output.flatten(1)
+    if name == "group":
+        return output.unflatten(1, (4, 3)).flatten(2)
+    return output.flatten(2)  # instance
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] not in ("none", "spectral")])
+def test_a_norm_gives_mean_0_and_variance_1_over_what_it_pools(name: str, kind: str) -> None:
+    x = inputs_of(kind)
+    net = normalized(name, kind)
+    pooled, bare = pools(name, net(x)), pools(name, net[0](x))
+    mean, var = pooled.mean(dim=-1), pooled.var(dim=-1, correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
+    torch.testing.assert_close(var, torch.ones_like(var), rtol=0, atol=2e-2)
+    assert bare.mean(dim=-1).abs().max() > 0.01
+    assert (bare.var(dim=-1, correction=0) - 1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_pool_over_different_values(kind: str) -> None:
+    x = inputs_of(kind)
+    names = ["batch", "virtual", "layer", "group", *(["instance"] if kind != "linear" else [])]
+    layer = layer_of(kind)
+    outputs = [nn.Sequential(*NORMS[name](layer))(x) for name in names]
+    for number, one in enumerate(outputs):
+        for other in outputs[:number]:
+            assert not torch.allclose(one, other, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reference_norm_equals_batch_norm(kind: str) -> None:
+    layer, x = layer_of(kind), inputs_of(kind)
+    batch, reference = (nn.Sequential(*NORMS[name](layer)) for name in ("batch", "reference"))
+    torch.testing.assert_close(reference(x), batch(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(reference.eval()(x), batch.eval()(x), rtol=0, atol=1e-5)
+
+
+def test_batch_norms_use_the_papers_numbers() -> None:
+    for name in ("batch", "reference"):
+        ((_, layer),) = batch_norm_layers(normalized(name, "linear"))
+        assert (layer.eps, layer.momentum) == (1e-5, 0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_norm_is_the_layer_itself(kind: str) -> None:
+    layer = layer_of(kind)
+    assert NORMS["none"](layer) == (layer,)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_spectral_norm_brings_the_largest_singular_value_to_1(kind: str, scale: float) -> None:
+    layer = layer_of(kind)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+
+    def sigma() -> float:
+        return float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2))
+
+    before, x = sigma(), inputs_of(kind)
+    (spectral,) = NORMS["spectral"](layer)
+    for _ in range(100):
+        spectral(x)
+    spectral.eval()
+    assert abs(before - 1) > 0.3
+    assert 0.98 < sigma() <= 1 + 1e-3
+
+
+def test_spectral_norm_iterates_in_training_alone() -> None:
+    (spectral,) = NORMS["spectral"](layer_of("conv"))
+    x = inputs_of("conv")
+    spectral.eval()
+    torch.testing.assert_close(spectral(x), spectral(x), rtol=0, atol=0)
+    before = {name: buffer.clone() for name, buffer in spectral.named_buffers()}
+    spectral(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in spectral.named_buffers())
+    spectral.train()(x)
+    assert not all(torch.equal(buffer, before[name]) for name, buffer in spectral.named_buffers())
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_bias_does_nothing_before_exactly_the_centering_norms(name: str, kind: str) -> None:
+    net = normalized(name, kind).double()
+    x = inputs_of(kind).double()
+    before = net(x)
+    if name == "spectral":
+        net.eval()  # or its next power iteration would change the output as well
+        before = net(x)
+    with torch.no_grad():
+        cast(Tensor, net[0].bias).add_(torch.linspace(-2, 2, CHANNELS))
+    assert torch.allclose(net(x), before, rtol=0, atol=1e-9) == (name in CENTERING)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_an_example_depends_on_its_batch_mates_with_exactly_the_coupled_norms(name: str, kind: str) -> None:
+    net = normalized(name, kind).double()
+    x = inputs_of(kind).double()
+    changed = torch.cat([x[:-1], x[-1:] + 5])
+    if name == "spectral":
+        net.eval()
+    coupled = not torch.allclose(net(changed)[:-1], net(x)[:-1], rtol=0, atol=1e-9)
+    assert coupled == (name in BATCH_COUPLED)
+    assert not torch.allclose(net(changed)[-1], net(x)[-1], rtol=0, atol=1e-3)
+
+
+def test_an_unknown_norm_is_refused_with_the_list_of_norms() -> None:
+    with pytest.raises(ValueError, match=r"unknown norm 'bacth'; choose from batch, ") as caught:
+        find_norm("bacth")
+    assert all(name in str(caught.value) for name in NORMS)
+    for name, norm in NORMS.items():
+        assert find_norm(name) is norm
