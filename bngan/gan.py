@@ -239,7 +239,7 @@ class GAN(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log D's loss and probabilities on held-out images and fakes, by the statistics that evaluation uses."""
         real_images = _images(batch)
-        start = batch_idx * len(real_images)
+        start = (batch_idx * distributed.world_size() + distributed.rank()) * len(real_images)
         fake_images = self.generate(self.sample_latents(start, start + len(real_images)))
         real_logits, fake_logits = self._score(real_images, fake_images)
         self.log_dict(

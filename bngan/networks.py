@@ -297,11 +297,12 @@ def _dropout(share: float) -> tuple[nn.Module, ...]:
 
 def _initialize(module: nn.Module, norm: str) -> None:
     # DCGAN's N(0, 0.02) relies on a norm to restore the scale; without one the signal would die out, so He's is used.
+    # Spectral norm divides the weight by its own scale.
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            if norm in ("none", "spectral"):
+            if norm == "none":
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            else:
+            elif norm != "spectral":
                 nn.init.normal_(layer.weight, mean=0.0, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -13,7 +13,10 @@ _MASK = (1 << 64) - 1
 
 
 class Stream(IntEnum):
-    """What a draw is for: draws with different purposes never share numbers."""
+    """What a draw is for: draws with different purposes have keys of their own.
+
+    On the CPU torch keeps 32 bits of a seed, so two draws of a run can coincide by chance, once in four billion pairs.
+    """
 
     LATENTS = 0
     NOISE = 1

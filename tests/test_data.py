@@ -329,7 +329,7 @@ def test_rows_are_dealt_out_as_noise_is(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "batch_size", "ranks"), [(100, 24, 1), (101, 24, 4), (7, 4, 2), (3, 8, 4), (1, 2, 2), (50, 7, 4)]
+    ("num_rows", "batch_size", "ranks"), [(100, 24, 1), (101, 24, 4), (7, 4, 2), (50, 7, 4)]
 )
 def test_evaluation_sees_every_row_once_even_where_sizes_do_not_divide(num_rows: int, batch_size: int, ranks: int) -> None:
     found = sharded(num_rows, batch_size, train=False, ranks=ranks)
@@ -382,7 +382,7 @@ class Numbered(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return 40
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.full((1, 2, 2), index, dtype=torch.uint8), index % 3
+        return torch.full(index, dtype=torch.uint8), index % 3
 
 
 def loader_of(kind: str, *, train: bool = True) -> Loader:
@@ -668,3 +668,23 @@ def test_pictures_too_many_for_memory_give_the_same_batches(mode: str, tmp_path:
             assert images.std() > 0.1
             assert torch.equal(images, same_images)
             assert torch.equal(labels, same_labels)
+
+
+def test_pictures_beside_subfolders_are_not_lost(tmp_path: Path) -> None:
+    for name in ("a.png", "inside/b.png", "inside/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / name)
+    assert len(Pictures(tmp_path)) == 3
+    (tmp_path / "a.png").unlink()
+    assert Pictures(tmp_path).classes == ["inside"]
+    assert len(Pictures(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(101, 2), (100, 2), (50, 4), (203, 4), (5, 4)])
+def test_no_rank_is_left_without_rows_in_evaluation(rows: int, ranks: int) -> None:
+    shares = [list(ShardedBatches(rows, 50, train=False, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert all(len(batch) > 0 for share in shares for batch in share)
+    assert {len(share) for share in shares} == {len(ShardedBatches(rows, 50, train=False, ranks=ranks))}
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(rows))
+    with pytest.raises(ValueError, match="cannot be shared"):
+        ShardedBatches(ranks - 1, 50, train=False, ranks=ranks)

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as tv
 
 
@@ -43,9 +44,10 @@ class Pictures(ImageFolder):
         self.image_shape = (self.channels, size, size)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Take each subfolder as a class, or the folder itself where it has none."""
-        classes = sorted(path.name for path in Path(directory).iterdir() if path.is_dir() and not path.name.startswith("."))
-        classes = classes or [""]
+        """Take each subfolder as a class, or everything as one where there are none or pictures lie beside them."""
+        entries = [path for path in Path(directory).iterdir() if not path.name.startswith(".")]
+        loose = any(path.suffix.lower() in IMG_EXTENSIONS for path in entries if path.is_file())
+        classes = [""] if loose else sorted(path.name for path in entries if path.is_dir()) or [""]
         return classes, {name: index for index, name in enumerate(classes)}
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:

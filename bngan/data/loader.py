@@ -39,6 +39,8 @@ class ShardedBatches:
     ) -> None:
         if train and num_rows < batch_size:
             raise ValueError(f"a batch of {batch_size} images needs as many, but there are {num_rows}; lower --data.batch_size")
+        if not train and num_rows < ranks:
+            raise ValueError(f"{num_rows} images cannot be shared by {ranks} devices; use fewer --trainer.devices")
         if train and batch_size % (ranks * parts):
             raise ValueError(
                 f"a batch of {batch_size} images cannot be shared equally by {ranks} devices in {parts} parts; change "
@@ -59,7 +61,11 @@ class ShardedBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_rows // self.batch_size if self.train else -(-self.num_rows // self.batch_size)
+        if self.train:
+            return self.num_rows // self.batch_size
+        full, rest = divmod(self.num_rows, self.batch_size)
+        # A rest with less than one row for each rank joins the batch before it: no rank may be left with nothing.
+        return max(1, full + (rest >= self.ranks))
 
     def __iter__(self) -> Iterator[list[int]]:
         for rows in self.tensors():
@@ -69,7 +75,9 @@ class ShardedBatches:
         """Yield the rows of each batch that is left of the epoch, int64 (n,)."""
         if not self.train:
             rows = torch.arange(self.num_rows)
-            yield from (batch[self.rank :: self.ranks] for batch in rows.split(self.batch_size))
+            for number in range(len(self)):
+                stop = self.num_rows if number == len(self) - 1 else (number + 1) * self.batch_size
+                yield rows[number * self.batch_size + self.rank : stop : self.ranks]
             return
         order = torch.randperm(self.num_rows, generator=generator(self.seed, Stream.PERMUTATION, self.epoch))
         start = self.position[1] if self.position[0] == self.epoch else 0
