@@ -145,6 +145,7 @@ class GAN(LightningModule):
         self.d_loss = self.g_loss = torch.zeros(())
         self.observed: dict[str, Tensor] = {}
         self._due = False
+        self._checked_size = 0
         self._total_iterations = math.inf
 
     # Generating ---------------------------------------------------------------------------------------------------
@@ -201,9 +202,9 @@ class GAN(LightningModule):
                 mix = self._draw(torch.rand, len(real), (), Stream.PENALTY, turn)
                 penalty = gradient_penalty(self._logits, real_seen, fake_seen, mix)
                 objective = objective + self.gradient_penalty * penalty
-            self._backward(objective / self.accumulate, self.discriminator)
+            self._backward(objective / self.accumulate, optimizer)
             self._observe("d", self.d_loss, real_logits, fake_logits)
-        self._step(optimizer, self.discriminator, self.d_clip, "d")
+        self._step(optimizer, self.d_clip, "d")
         return fake_images if self.accumulate == 1 else None
 
     def _update_generator(
@@ -219,9 +220,9 @@ class GAN(LightningModule):
                 real_logits, fake_logits = self._score(*_blurred(real, fakes, blur))
                 objective = self.loss.generator(real_logits, fake_logits)
                 self.g_loss = objective.detach()
-                self._backward(objective / self.accumulate, self.generator)
+                self._backward(objective / self.accumulate, optimizer)
                 self._observe("g", self.g_loss, real_logits, fake_logits)
-        self._step(optimizer, self.generator, self.g_clip, "g")
+        self._step(optimizer, self.g_clip, "g")
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the discriminator and Adam for the generator."""
@@ -322,9 +323,11 @@ class GAN(LightningModule):
 
     def _split_batch(self, batch: Batch) -> tuple[Tensor, ...]:
         images = _images(batch)
-        self.check_batch(len(images))
-        if needs_reference(self.discriminator):
-            set_reference(self.discriminator, self.trainer.strategy.broadcast(images))
+        if len(images) != self._checked_size:
+            self.check_batch(len(images))
+            if needs_reference(self.discriminator):
+                set_reference(self.discriminator, self.trainer.strategy.broadcast(images))
+            self._checked_size = len(images)
         return images.chunk(self.n_critic)
 
     def _parts(
@@ -362,15 +365,15 @@ class GAN(LightningModule):
     def _score(self, real_images: Tensor, fake_images: Tensor) -> tuple[Tensor, Tensor]:
         return score(self._logits, real_images, fake_images, self.batching)
 
-    def _backward(self, loss: Tensor, network: nn.Module) -> None:
+    def _backward(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
         # Naming the inputs spares the other player's weights their gradients. The ranks agree in _step, once an update.
         wrapped = self.trainer.model
         quiet = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
         with quiet:
-            self.manual_backward(loss, inputs=list(network.parameters()))
+            self.manual_backward(loss, inputs=optimizer.param_groups[0]["params"])
 
-    def _step(self, optimizer: LightningOptimizer, network: nn.Module, clip: float | None, player: str) -> None:
-        parameters = list(network.parameters())
+    def _step(self, optimizer: LightningOptimizer, clip: float | None, player: str) -> None:
+        parameters = optimizer.param_groups[0]["params"]
         distributed.average_gradients(parameters)
         if clip is not None or self._due:
             self._unscale(optimizer)

@@ -328,9 +328,7 @@ def test_rows_are_dealt_out_as_noise_is(monkeypatch: pytest.MonkeyPatch) -> None
         assert distributed.own_rows(whole, parts=1).tolist() != batch
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "batch_size", "ranks"), [(100, 24, 1), (101, 24, 4), (7, 4, 2), (50, 7, 4)]
-)
+@pytest.mark.parametrize(("num_rows", "batch_size", "ranks"), [(100, 24, 1), (101, 24, 4), (7, 4, 2), (50, 7, 4)])
 def test_evaluation_sees_every_row_once_even_where_sizes_do_not_divide(num_rows: int, batch_size: int, ranks: int) -> None:
     found = sharded(num_rows, batch_size, train=False, ranks=ranks)
     assert sorted(row for batches in found for batch in batches for row in batch) == list(range(num_rows))
@@ -382,7 +380,7 @@ class Numbered(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return 40
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.full(index, dtype=torch.uint8), index % 3
+        return torch.full((1, 2, 2), index, dtype=torch.uint8), index % 3
 
 
 def loader_of(kind: str, *, train: bool = True) -> Loader:
