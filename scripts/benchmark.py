@@ -92,6 +92,8 @@ def run_bare(root: Path, epochs: int) -> None:
     generator, discriminator = Generator(), Discriminator()
     g_adam = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.5, 0.999), fused=True)
     d_adam = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.999), fused=True)
+    g_weights = list(generator.parameters())
+    d_norms = [layer for layer in discriminator.modules() if isinstance(layer, nn.BatchNorm1d)]
     total = epochs * (len(pixels) // BATCH)
     noise_at_start = GAN().noise
     done, start = 0, 0.0
@@ -106,11 +108,11 @@ def run_bare(root: Path, epochs: int) -> None:
             F.softplus(logits[BATCH:] - logits[:BATCH]).mean().backward()
             d_adam.step()
             d_adam.zero_grad()
-            set_tracking(discriminator, False)
+            set_tracking(d_norms, False)
             logits = discriminator.logits(torch.cat([real, fake + noise[BATCH:]]))
             loss = F.softplus(logits[:BATCH] - logits[BATCH:]).mean()
-            loss.backward(inputs=list(generator.parameters()))
-            set_tracking(discriminator, True)
+            loss.backward(inputs=g_weights)
+            set_tracking(d_norms, True)
             g_adam.step()
             g_adam.zero_grad()
             done += 1
@@ -119,10 +121,9 @@ def run_bare(root: Path, epochs: int) -> None:
     report(done - WARM_UP, time.perf_counter() - start)
 
 
-def set_tracking(module: nn.Module, tracking: bool) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d):
-            layer.track_running_stats = tracking
+def set_tracking(norms: list[nn.BatchNorm1d], tracking: bool) -> None:
+    for norm in norms:
+        norm.track_running_stats = tracking
 
 
 def run_fit(root: Path, epochs: int) -> None:

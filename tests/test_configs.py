@@ -1,0 +1,30 @@
+"""Every recipe that is shipped runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bngan.cli import main
+from bngan.gan import GAN
+from tests.conftest import QUICK, REPOSITORY, only_run
+
+RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_trains(recipe: Path, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", f"--config={recipe}", f"--data.root={mnist_root}", *QUICK]) == 0
+    content = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert int(content["state_dict"]["iteration"]) == 10
+    for name, value in (yaml.safe_load(recipe.read_text()).get("model") or {}).items():
+        if name != "gradient_penalty":  # unset means the loss's own
+            assert content["hyper_parameters"][name] == value
+
+
+def test_default_recipe_names_every_setting_of_the_model() -> None:
+    settings = yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())["model"]
+    everything = set(GAN().hparams) - {"image_shape", "seed"}  # these come from the data and from seed_everything
+    assert set(settings) == everything
