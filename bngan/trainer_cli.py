@@ -146,8 +146,12 @@ class GanCLI(LightningCLI):
 class RunRecord(SaveConfigCallback):
     """Writes config.yaml and run.json (command, versions, git commit, machine) into the run's folder."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert trainer.log_dir is not None  # asking for it is a message between ranks: all must ask
+        self.folder = Path(trainer.log_dir)
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert trainer.log_dir is not None
         packages = (
             "bngan",
             "torch",
@@ -173,7 +177,7 @@ class RunRecord(SaveConfigCallback):
                 "devices": trainer.world_size,
             },
         }
-        (Path(trainer.log_dir) / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        (self.folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def run(arguments: list[str]) -> None:
@@ -307,6 +311,7 @@ def quieten() -> None:
         ".*treespec, LeafSpec.*",
         ".*Metric `Frechet Inception Distance` will save all extracted features in buffer.*",
         ".*You are using a custom batch sampler.*",
+        ".*sync_dist=True.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -46,6 +46,8 @@ class Quality(Callback):
         self._real_seen = False
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
+        assert trainer.log_dir is not None  # asking for it is a message between ranks: all must ask
+        self._folder = Path(trainer.log_dir)
         digits = getattr(cast(Any, trainer).datamodule, "data_name", None) in DIGIT_SETS
         self._active = self.num_samples > 0 and digits and pl_module.image_shape == DIGIT_SHAPE
         if self._active:
@@ -88,8 +90,7 @@ class Quality(Callback):
             report[name] = {"mean": mean(values), "sd": stdev(values), "floor": floor[name], "values": values}
             pl_module.log(f"test/{name}", mean(values))
         if trainer.is_global_zero:
-            assert trainer.log_dir is not None
-            (Path(trainer.log_dir) / "test.json").write_text(json.dumps(report, indent=2) + "\n")
+            (self._folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
             print(f"{'metric':<10} {'mean':>9} {'sd':>8} {'floor':>8}   ({TEST_SEEDS} seeds, {self.num_samples} samples each)")
             for name in floor:
                 row = report[name]
