@@ -183,11 +183,16 @@ class Statistics:
 
 @contextmanager
 def recorded_statistics(module: nn.Module) -> Iterator[dict[str, list[Statistics]]]:
-    """Within the block, collect by layer name the statistics of every batch that each batch norm layer sees."""
+    """Within the block, collect by layer name the statistics of every batch that a batch norm layer normalizes by itself.
+
+    What passes in evaluation mode, such as samples drawn to be looked at, is not normalized by its own statistics.
+    """
     seen: dict[str, list[Statistics]] = {name: [] for name, _ in batch_norm_layers(module)}
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not layer.training:
+                return
             mean, var = batch_statistics(inputs[0].detach())
             seen[name].append(Statistics(mean=mean, var=var))
 

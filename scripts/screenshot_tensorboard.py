@@ -16,11 +16,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 VIEWS = {
     "images": "#images",
-    "batchnorm": "?tagFilter=" + quote(r"bn/.*(divergence|running_(mean|var)/mean)") + "#scalars",
+    "batchnorm": "#custom_scalars",
 }
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     with served(args.logdir) as address:
         for name, view in VIEWS.items():
             path = (args.output / f"tensorboard-{name}.png").resolve()
-            browse(f"{address}/{view}", f"--screenshot={path}", "--window-size=1400,1000")
+            browse(f"{address}/{view}", f"--screenshot={path}", "--window-size=1400,1300")
             print(path)
 
 

@@ -473,3 +473,14 @@ def test_virtual_norm_keeps_its_digits_where_the_mean_is_far_from_zero(shape: tu
     torch.testing.assert_close(layer.float()(z).double(), exact, rtol=0, atol=5e-3)
     naive_var = z.square().mean(dim=0) - z.mean(dim=0).square()
     assert not torch.allclose(naive_var.double(), z.double().var(dim=0, correction=0), rtol=0.1)
+
+
+def test_recording_passes_over_batches_in_evaluation_mode() -> None:
+    layer = nn.BatchNorm1d(3)
+    batch = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    with recorded_statistics(nn.Sequential(layer)) as seen:
+        layer(batch)
+        layer.eval()
+        layer(batch + 5)
+    (statistics,) = seen["0"]
+    torch.testing.assert_close(statistics.mean, batch.mean(dim=0))
