@@ -184,7 +184,8 @@ class GAN(LightningModule):
         """Improve D on real images (N, ...) and as many new fakes; return the fakes, with the way back to G, if kept."""
         fake_images = None
         z = self._latents(len(real_images), turn)
-        for real, latents, blur in self._parts(real_images, z, noise):
+        mixes = self._draw(torch.rand, len(real_images), (), Stream.PENALTY, turn).chunk(self.accumulate)
+        for mix, (real, latents, blur) in zip(mixes, self._parts(real_images, z, noise), strict=True):
             # One forward of G serves both players, unless the batch is cut up because its graph does not fit in memory.
             with nullcontext() if self.accumulate == 1 else torch.no_grad():
                 fake_images = self.generate(latents)
@@ -199,7 +200,6 @@ class GAN(LightningModule):
             if self.r2:
                 objective = objective + self.r2 * zero_centered_penalty(fake_seen, fake_logits)
             if self.gradient_penalty:
-                mix = self._draw(torch.rand, len(real), (), Stream.PENALTY, turn)
                 penalty = gradient_penalty(self._logits, real_seen, fake_seen, mix)
                 objective = objective + self.gradient_penalty * penalty
             self._backward(objective / self.accumulate, optimizer)

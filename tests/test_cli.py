@@ -283,6 +283,21 @@ def test_pictures_of_ones_own_train_on_the_first_try(train: Command, tmp_path: P
     assert Image.open(folder / "samples" / "iteration-000004.png").mode == "RGB"
 
 
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = ("--model.loss=wasserstein", "--model.d_norm=none", "--model.d_lr=1e38", "--checkpoint.every_n_iterations=1")
+    assert main(["fit", f"--data.root={mnist_root}", "--metrics.num_samples=0", "--trainer.max_steps=50", *wild]) == 2
+    answer = capsys.readouterr().err
+    assert "iteration" in answer
+    assert "nan" in answer or "inf" in answer
+    assert "Traceback" not in answer
+    for path in tmp_path.rglob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"].values()
+        assert all(bool(value.isfinite().all()) for value in weights)
+
+
 @pytest.mark.slow
 def test_bare_command_reaches_its_promise(train: Command, tmp_path: Path) -> None:
     start = time.monotonic()

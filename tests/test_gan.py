@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bngan import GAN
 from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.gan import NonFiniteLoss
-from bngan.losses import LOSSES
+from bngan.losses import LOSSES, gradient_penalty
 
 BATCH = 16
 
@@ -153,6 +153,19 @@ def test_accumulating_parts_equals_the_whole_batch_without_batch_norm(tmp_path: 
     assert not torch.allclose(
         next(whole.discriminator.parameters()), next(different.discriminator.parameters()), rtol=0, atol=1e-9
     )
+
+
+def test_gradient_penalty_looks_elsewhere_in_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixes: list[Tensor] = []
+
+    def watched(logits: Any, real_images: Tensor, fake_images: Tensor, mix: Tensor) -> Tensor:
+        mixes.append(mix)
+        return gradient_penalty(logits, real_images, fake_images, mix)
+
+    monkeypatch.setattr("bngan.gan.gradient_penalty", watched)
+    trainer(tmp_path, max_steps=1).fit(tiny(loss="wasserstein", d_norm="none", accumulate=2), images())
+    assert [len(mix) for mix in mixes] == [BATCH // 2, BATCH // 2]
+    assert not torch.equal(mixes[0], mixes[1])
 
 
 def test_same_seed_repeats_a_run_exactly_and_another_does_not(tmp_path: Path) -> None:
