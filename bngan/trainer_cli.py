@@ -183,6 +183,8 @@ class RunRecord(SaveConfigCallback):
 def run(arguments: list[str]) -> None:
     """Parse the arguments of fit, validate, test or predict and do it."""
     quieten()
+    if not DEFAULT_CONFIG.is_file():
+        raise FileNotFoundError(f"{DEFAULT_CONFIG} is missing; install bngan from its source folder by pip install -e .")
     GanCLI(arguments)
 
 

@@ -1,5 +1,6 @@
 """Every recipe that is shipped runs."""
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,17 @@ def test_recipe_trains(recipe: Path, mnist_root: Path, tmp_path: Path, monkeypat
             assert content["hyper_parameters"][name] == value
 
 
-def test_default_recipe_names_every_setting_of_the_model() -> None:
+def test_default_recipe_is_the_default_of_the_class_setting_by_setting() -> None:
     settings = yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())["model"]
-    everything = set(GAN().hparams) - {"image_shape", "seed"}  # these come from the data and from seed_everything
-    assert set(settings) == everything
+    defaults = {name: parameter.default for name, parameter in signature(GAN).parameters.items()}
+    for linked in ("image_shape", "seed"):  # these come from the data and from seed_everything
+        del defaults[linked]
+    assert settings == defaults
+
+
+def test_installation_without_the_default_recipe_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bngan.trainer_cli.DEFAULT_CONFIG", tmp_path / "default.yaml")
+    assert main(["fit", "--print_config"]) == 2
+    assert "pip install -e" in capsys.readouterr().err
