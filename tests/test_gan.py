@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from bngan import GAN
@@ -293,6 +294,34 @@ def test_other_precisions_train(precision: Any, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in gan.parameters())
     expected = torch.float64 if precision == "64-true" else torch.float32
     assert all(buffer.dtype == expected for name, buffer in gan.named_buffers() if "running" in name)
+
+
+class Scaled(Callback):
+    """Collects the gradients' norm as the optimizer is about to use it, the scaler's factor taken out."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, *_: object) -> None:
+        self.norms.append(float(pl_module.observed["train/g_grad_norm"]))
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_gradients_are_unscaled_before_clipping_under_a_gradient_scaler(clip: float | None, tmp_path: Path) -> None:
+    steps = []
+    for scale in (1.0, 1024.0):
+        # The scaler alone: half precision itself would blur the comparison.
+        plugin = MixedPrecision("bf16-mixed", "cpu")
+        plugin.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        gan, seen = tiny(g_clip=clip, d_clip=clip, g_lr=0.01), Scaled()
+        trainer(tmp_path, seen, max_steps=5, plugins=[plugin], log_every_n_steps=1).fit(gan, images())
+        steps.append((seen.norms, [value.detach().clone() for value in gan.parameters()]))
+    (plain_norms, plain), (scaled_norms, scaled) = steps
+    assert scaled_norms == pytest.approx(plain_norms, rel=0.05)
+    assert scaled_norms[0] > 2e-3  # the clip bites
+    for a, b in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.02)
+    assert any(not torch.equal(a, b) for a, b in zip(plain, list(tiny(g_lr=0.01).parameters()), strict=True))
 
 
 @pytest.mark.gpu
