@@ -283,6 +283,33 @@ def test_pictures_of_ones_own_train_on_the_first_try(train: Command, tmp_path: P
     assert Image.open(folder / "samples" / "iteration-000004.png").mode == "RGB"
 
 
+def test_fast_dev_run_tries_everything_and_writes_nothing(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", f"--data.root={mnist_root}", "--metrics.num_samples=200", "--trainer.fast_dev_run=true"]) == 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_run_without_a_logger_keeps_its_folder(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", f"--data.root={mnist_root}", *QUICK, "--trainer.logger=false"]) == 0
+    folder = only_run(tmp_path / "runs")
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert (folder / "samples" / "iteration-000010.png").exists()
+    assert (folder / "config.yaml").exists()
+    assert not list(folder.glob("events*"))
+
+
+def test_two_processes_train_together(train: Command, mnist_root: Path, tmp_path: Path) -> None:
+    settings = ("--trainer.devices=2", "--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1")
+    done = train("fit", *QUICK, *settings, f"--data.root={mnist_root}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "over 2 x cpu" in done.stdout
+    last = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert int(last["state_dict"]["iteration"]) == 10
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

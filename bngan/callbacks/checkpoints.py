@@ -1,12 +1,12 @@
 """Which checkpoints a run keeps."""
 
 import math
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from bngan.callbacks.folder import run_folder
 from bngan.gan import GAN
 
 
@@ -34,6 +34,9 @@ class Checkpoints(Checkpoint):
         self.best = math.inf if mode == "min" else -math.inf
         self.best_iteration = -1
 
+    def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
+        self._run_folder = run_folder(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
         if self.every_n_iterations and pl_module.iterations_done % self.every_n_iterations == 0:
             if self.keep_all:
@@ -58,7 +61,5 @@ class Checkpoints(Checkpoint):
         self.best, self.best_iteration = state_dict["best"], state_dict["best_iteration"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        if cast(Any, trainer).fast_dev_run:
-            return
-        assert trainer.log_dir is not None
-        trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / f"{name}.ckpt")
+        if self._run_folder is not None:
+            trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")

@@ -1,12 +1,12 @@
 """Pictures of what G makes, in TensorBoard and as PNG files."""
 
-from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from bngan.callbacks.folder import run_folder
 from bngan.gan import GAN
 from bngan.sampling import evaluating, grid, save_png, slerp
 
@@ -37,8 +37,7 @@ class SampleImages(Callback):
         self._shown = -1
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
-        assert trainer.log_dir is not None  # asking for it is a message between ranks: all must ask
-        self._folder = Path(trainer.log_dir) / "samples"
+        self._run_folder = run_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
         if not trainer.is_global_zero:
@@ -60,13 +59,12 @@ class SampleImages(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: GAN, outputs: Tensor, batch: Tensor, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         for number, image in zip(batch.tolist(), outputs, strict=True):
-            save_png(image, self._folder / f"{number:06d}.png")
+            self._save(image, f"{number:06d}")
 
     def on_predict_end(self, trainer: Trainer, pl_module: GAN) -> None:
-        if trainer.is_global_zero:
-            print(f"Samples written to {self._folder}", flush=True)
+        if trainer.is_global_zero and self._run_folder is not None:
+            print(f"Samples written to {self._run_folder / 'samples'}", flush=True)
 
     def _draw(self, trainer: Trainer, gan: GAN) -> None:
         iteration = self._shown = gan.iterations_done
@@ -79,8 +77,13 @@ class SampleImages(Callback):
 
     def _show(self, trainer: Trainer, tag: str, name: str, images: Tensor, iteration: int, columns: int | None = None) -> None:
         picture = grid(images, columns)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save_png(picture, self._folder / f"{name}.png")
+        self._save(picture, name)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(tag, (picture + 1) / 2, global_step=iteration)
+
+    def _save(self, image: Tensor, name: str) -> None:
+        if self._run_folder is not None:
+            folder = self._run_folder / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_png(image, folder / f"{name}.png")

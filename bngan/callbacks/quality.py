@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from bngan import distributed
+from bngan.callbacks.folder import run_folder
 from bngan.data.loader import to_unit_range
 from bngan.gan import GAN
 from bngan.metrics.digit_net import DigitNet, load_digit_net
@@ -46,8 +46,7 @@ class Quality(Callback):
         self._real_seen = False
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
-        assert trainer.log_dir is not None  # asking for it is a message between ranks: all must ask
-        self._folder = Path(trainer.log_dir)
+        self._run_folder = run_folder(trainer)
         digits = getattr(cast(Any, trainer).datamodule, "data_name", None) in DIGIT_SETS
         self._active = self.num_samples > 0 and digits and pl_module.image_shape == DIGIT_SHAPE
         if self._active:
@@ -90,7 +89,8 @@ class Quality(Callback):
             report[name] = {"mean": mean(values), "sd": stdev(values), "floor": floor[name], "values": values}
             pl_module.log(f"test/{name}", mean(values))
         if trainer.is_global_zero:
-            (self._folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
+            if self._run_folder is not None:
+                (self._run_folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
             print(f"{'metric':<10} {'mean':>9} {'sd':>8} {'floor':>8}   ({TEST_SEEDS} seeds, {self.num_samples} samples each)")
             for name in floor:
                 row = report[name]
