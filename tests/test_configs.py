@@ -3,9 +3,11 @@
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from bngan.cli import main
 from bngan.gan import GAN
@@ -17,7 +19,14 @@ RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_trains(recipe: Path, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", f"--config={recipe}", f"--data.root={mnist_root}", *QUICK]) == 0
+    own = []
+    if yaml.safe_load(recipe.read_text()).get("data", {}).get("name") == "folder":
+        (tmp_path / "pictures").mkdir()
+        for number in range(80):
+            pixels = np.random.default_rng(number).integers(0, 256, (70 + number % 3, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.jpg")
+        own = [f"--data.folder={tmp_path / 'pictures'}"]
+    assert main(["fit", f"--config={recipe}", f"--data.root={mnist_root}", *QUICK, *own]) == 0
     content = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
     assert int(content["state_dict"]["iteration"]) == 10
     for name, value in (yaml.safe_load(recipe.read_text()).get("model") or {}).items():
