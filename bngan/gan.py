@@ -184,7 +184,9 @@ class GAN(LightningModule):
         """Improve D on real images (N, ...) and as many new fakes; return the fakes, with the way back to G, if kept."""
         fake_images = None
         z = self._latents(len(real_images), turn)
-        mixes = self._draw(torch.rand, len(real_images), (), Stream.PENALTY, turn).chunk(self.accumulate)
+        mixes: Sequence[Tensor | None] = [None] * self.accumulate
+        if self.gradient_penalty:
+            mixes = self._draw(torch.rand, len(real_images), (), Stream.PENALTY, turn).chunk(self.accumulate)
         for mix, (real, latents, blur) in zip(mixes, self._parts(real_images, z, noise), strict=True):
             # One forward of G serves both players, unless the batch is cut up because its graph does not fit in memory.
             with nullcontext() if self.accumulate == 1 else torch.no_grad():
@@ -199,7 +201,7 @@ class GAN(LightningModule):
                 objective = objective + self.r1 * zero_centered_penalty(real_seen, real_logits)
             if self.r2:
                 objective = objective + self.r2 * zero_centered_penalty(fake_seen, fake_logits)
-            if self.gradient_penalty:
+            if mix is not None:
                 penalty = gradient_penalty(self._logits, real_seen, fake_seen, mix)
                 objective = objective + self.gradient_penalty * penalty
             self._backward(objective / self.accumulate, optimizer)
