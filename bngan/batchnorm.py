@@ -4,7 +4,7 @@ Notation follows Ioffe & Szegedy 2015: z_hat = (z - mu) / sqrt(var + eps), y = g
 statistics are per channel over N, H and W. `weight` is gamma and `bias` is beta, as in torch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Batching = Literal["joint", "separate"]
+BATCHINGS: tuple[Batching, ...] = ("joint", "separate")
+Sampling = Literal["running", "batch", "precise"]
+SAMPLINGS: tuple[Sampling, ...] = ("running", "batch", "precise")
 
 
 def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +149,13 @@ def batch_norm_layers(module: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
             yield name, layer
 
 
+def running_statistics(layer: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the layer's own buffers, running mean and running variance, both (C,)."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
+
+
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within the block batch norm layers still normalize by the batch, but leave their running statistics alone."""
@@ -206,16 +216,128 @@ def recorded_statistics(module: nn.Module) -> Iterator[dict[str, list[Statistics
             handle.remove()
 
 
+@torch.no_grad()
+def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace running statistics by the pooled mean and variance over fresh batches: precise batch norm.
+
+    The running average mixes statistics of weights that are gone; these are of the weights as they are (Wu & Johnson 2021,
+    section 3). Each batch passes in training mode, so every layer is fed what it was fed in training. All batches must have
+    one size.
+
+    Raises:
+        ValueError: if there is no batch.
+    """
+    counts: dict[str, int] = {}
+
+    def counter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def count(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            counts[name] = counts.get(name, 0) + inputs[0].numel() // inputs[0].shape[1]
+
+        return count
+
+    layers = dict(batch_norm_layers(module))
+    handles = [layer.register_forward_pre_hook(counter(name)) for name, layer in layers.items()]
+    try:
+        with sampling_statistics(module, "batch"), recorded_statistics(module) as seen:
+            for batch in batches:
+                module(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, layer in layers.items():
+        if not seen[name]:
+            raise ValueError("recalibration needs at least one batch")
+        running_mean, running_var = running_statistics(layer)
+        means = torch.stack([batch.mean for batch in seen[name]]).double()
+        variances = torch.stack([batch.var for batch in seen[name]]).double()
+        pooled = variances.mean(dim=0) + means.var(dim=0, unbiased=False)
+        count = counts[name]
+        running_mean.copy_(means.mean(dim=0))
+        running_var.copy_(pooled * count / (count - 1))
+
+
+@contextmanager
+def sampling_statistics(module: nn.Module, sampling: Sampling, batches: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Within the block the module is evaluated, without gradients, its batch norm by policy; nothing of it stays behind.
+
+    `running` normalizes by the running statistics, `batch` by those of the batch at hand, as in training, and `precise` by
+    statistics recalibrated on `batches`. All else, such as dropout, is in evaluation mode.
+    """
+    modes = {part: part.training for part in module.modules()}
+    layers = [layer for _, layer in batch_norm_layers(module)]
+    buffers = [buffer for layer in layers for buffer in running_statistics(layer)]
+    before = [buffer.clone() for buffer in buffers]
+    if sampling == "precise":
+        recalibrate(module, batches)
+    module.eval()
+    for layer in layers:
+        layer.train(sampling == "batch")
+    try:
+        with torch.no_grad(), frozen_statistics(module):
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        if sampling == "precise":
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+
 def divergence(layer: BatchNorm, batch: Statistics) -> Tensor:
     """Return how far the batch is from the running statistics: KL(batch || running) in nats, one value per channel (C,).
 
     Both are taken as Gaussians, as the layer itself does. 0 means that evaluation mode sees what training mode saw.
     """
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    running_var = layer.running_var + layer.eps
-    ratio = (batch.var + layer.eps) / running_var
-    return 0.5 * (ratio - 1 - ratio.log() + (batch.mean - layer.running_mean).square() / running_var)
+    running_mean, running_var = running_statistics(layer)
+    ratio = (batch.var + layer.eps) / (running_var + layer.eps)
+    return 0.5 * (ratio - 1 - ratio.log() + (batch.mean - running_mean).square() / (running_var + layer.eps))
+
+
+Logits = Callable[[Tensor], Tensor]
+# (scale, shift) of the fakes by which a discriminator is tried.
+AFFINE_CHANGES = ((0.5, 0.0), (1.5, 0.0), (1.0, -0.5), (1.0, 0.5))
+
+
+@torch.no_grad()
+def shift_blindness(logits: Logits, real_images: Tensor, fake_images: Tensor, batching: Batching) -> Tensor:
+    """Return how little a discriminator in training mode minds fakes (N, C, H, W) that are scaled or shifted as a whole.
+
+    1 / (1 + r), where r is the mean over AFFINE_CHANGES of how far the fakes' mean logit moves, in standard deviations of the
+    logits of real and fake images: 1 means that it sees nothing of it (Johannsmeier 2022), near 0 that it sees little else.
+    """
+    real_logits, fake_logits = score(logits, real_images, fake_images, batching)
+    spread = torch.cat([real_logits, fake_logits]).std().clamp_min(torch.finfo(torch.float32).tiny)
+    moves = [
+        (score(logits, real_images, scale * fake_images + shift, batching)[1].mean() - fake_logits.mean()).abs() / spread
+        for scale, shift in AFFINE_CHANGES
+    ]
+    return 1 / (1 + torch.stack(moves).mean())
+
+
+@torch.no_grad()
+def batch_dependence(logits: Logits, real_images: Tensor, fake_images: Tensor, batching: Batching, mates: int = 4) -> Tensor:
+    """Return how much a discriminator's logit of an image in training mode depends on the others in its batch.
+
+    The first N / (mates + 1) real images are scored `mates` times, each time with as many other real images and with fakes.
+    The result is the root of the share of the logits' variance that the company explains: 0 if it does not matter, 1 if it
+    is all that matters.
+
+    Raises:
+        ValueError: if there are fewer than mates + 1 real images or `mates` fakes.
+    """
+    size = len(real_images) // (mates + 1)
+    fakes = min(2 * size, len(fake_images) // mates)
+    if size < 1 or fakes < 1:
+        raise ValueError(f"{mates} sets of batch-mates need at least {mates + 1} real images and {mates} fakes")
+    subjects, others = real_images[:size], real_images[size:].split(size)
+    scored = torch.stack(
+        [
+            score(logits, torch.cat([subjects, others[mate]]), fake_images[mate * fakes :][:fakes], batching)[0][:size]
+            for mate in range(mates)
+        ]
+    )
+    total = scored.var(unbiased=False)
+    return (scored.var(dim=0, unbiased=False).mean() / total).sqrt() if total > 0 else torch.zeros_like(total)
 
 
 def _reduced(z: Tensor) -> tuple[int, ...]:

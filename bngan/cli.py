@@ -19,7 +19,10 @@ TRAINER_COMMANDS = {
     "test": "the same, at full length",
     "predict": "write a checkpoint's samples as pictures",
 }
-OWN_COMMANDS = {"sample": "draw images from a checkpoint, without any data set"}
+OWN_COMMANDS = {
+    "sample": "draw images from a checkpoint, without any data set",
+    "doctor": "say what is wrong with a run, a checkpoint or a recipe, and what to do",
+}
 SHOW_TRACEBACK = "BNGAN_TRACEBACK"
 TRAINER_SETTINGS = (
     ("--trainer.max_epochs", "passes over the data"),
@@ -70,6 +73,8 @@ def _dispatch(arguments: list[str]) -> None:
         print(f"bngan {version('bngan')}")
     elif command == "sample":
         _sample(rest)
+    elif command == "doctor":
+        _doctor(rest)
     elif command in TRAINER_COMMANDS:
         if "-h" in rest or "--help" in rest:
             print(_short_help(command))
@@ -108,11 +113,35 @@ def _sample(arguments: list[str]) -> None:
         help=".png: a grid; .npz: uint8 N x C x H x W; else a folder",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
+    parser.add_argument(
+        "--weights", choices=("raw", "average"), help="G's weights or their moving average (default: the average, if kept)"
+    )
+    parser.add_argument(
+        "--sampling",
+        choices=("running", "batch", "precise"),
+        help="statistics that normalize the samples (default: the run's)",
+    )
     args = parser.parse_args(arguments)
     from bngan.sampling import sample
 
-    sample(args.checkpoint, args.num, args.seed, args.output, args.device)
+    sample(args.checkpoint, args.num, args.seed, args.output, args.device, args.weights, args.sampling)
     print(f"{args.num} images written to {args.output}")
+
+
+def _doctor(arguments: list[str]) -> None:
+    parser = _Parser(
+        prog="bngan doctor", description="Say what is wrong with a run, a checkpoint or a recipe.", allow_abbrev=False
+    )
+    parser.add_argument("path", type=Path, help="a run's folder, a checkpoint (.ckpt), or a recipe (.yaml)")
+    parser.add_argument("--root", type=Path, help="folder of the data set (default: the one that the run used)")
+    args = parser.parse_args(arguments)
+    from bngan.doctor import diagnose
+
+    examined, findings = diagnose(args.path, args.root)
+    print(f"Examined {examined}.")
+    for number, finding in enumerate(findings, start=1):
+        print(f"\n{number}. {finding.name}\n   found:  {finding.evidence}\n   remedy: {finding.remedy}")
+    print(f"\n{len(findings)} finding{'' if len(findings) == 1 else 's'}." if findings else "\nNothing found.")
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -13,9 +13,19 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from bngan import distributed, randomness
-from bngan.batchnorm import Batching, batch_norm_layers, frozen_statistics, score
+from bngan.batchnorm import (
+    SAMPLINGS,
+    Batching,
+    BatchNorm,
+    Sampling,
+    batch_norm_layers,
+    frozen_statistics,
+    sampling_statistics,
+    score,
+)
 from bngan.losses import find_loss, gradient_penalty, zero_centered_penalty
 from bngan.networks import build_networks, needs_reference, set_reference
 from bngan.norms import BATCH_COUPLED
@@ -23,6 +33,10 @@ from bngan.randomness import Stream
 
 Batch = Tensor | Sequence[Tensor]
 Draw = Callable[..., Tensor]
+Weights = Literal["raw", "average"]
+EmaBuffers = Literal["copy", "average", "recalibrate"]
+EMA_BUFFERS: tuple[EmaBuffers, ...] = ("copy", "average", "recalibrate")
+PRECISE_BATCHES = 64
 ADVICE = "try a lower --model.g_lr and --model.d_lr, or another --model.loss; the last checkpoint is unharmed"
 PENALTY_REASON = (
     "a gradient penalty is defined for each image by itself, but batch norm makes D's output for one image depend on the others"
@@ -47,6 +61,8 @@ class GAN(LightningModule):
         hidden_dim: the text's hidden_dim for mlp, the number of filters at full resolution for conv.
         g_norm: norm of the generator: batch, none, layer, group, instance, spectral, reference or virtual.
         d_norm: norm of the discriminator, likewise.
+        bn_eps: what batch norm adds to the variance.
+        bn_momentum: weight of the new batch in batch norm's running statistics.
         d_dropout: share of D's hidden activations dropped in training.
         loss: non_saturating, minimax, least_squares, hinge, wasserstein or relativistic.
         label_smoothing: how far below 1 the real label lies, for losses with labels.
@@ -66,6 +82,12 @@ class GAN(LightningModule):
         noise_end: share of the run over which the noise falls linearly to 0.
         g_clip: largest norm of G's gradient; unset means no limit.
         d_clip: largest norm of D's gradient; unset means no limit.
+        ema_decay: decay per iteration of the moving average of G's weights, from which samples are drawn, and at most
+            1 - 10 / (iterations + 10); 0 keeps none.
+        ema_buffers: running statistics of that average: copy takes G's own, average averages them like the weights,
+            recalibrate works them out anew, on the averaged weights, when samples are drawn.
+        sampling: statistics that samples are normalized by: running, batch (those of the samples' own batch, as in
+            training), or precise (pooled over 64 fresh batches).
         seed: seed of latents and noise.
     """
 
@@ -79,6 +101,8 @@ class GAN(LightningModule):
         hidden_dim: int = 128,
         g_norm: str = "batch",
         d_norm: str = "batch",
+        bn_eps: float = 1e-5,
+        bn_momentum: float = 0.1,
         d_dropout: float = 0.0,
         loss: str = "relativistic",
         label_smoothing: float = 0.0,
@@ -98,6 +122,9 @@ class GAN(LightningModule):
         noise_end: float = 1.0,
         g_clip: float | None = None,
         d_clip: float | None = None,
+        ema_decay: float = 0.999,
+        ema_buffers: EmaBuffers = "average",
+        sampling: Sampling = "running",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -105,15 +132,25 @@ class GAN(LightningModule):
             gradient_penalty = 10.0 if loss == "wasserstein" else 0.0
         self.save_hyperparameters(logger=False)
         _check_numbers(
-            positive={"g_lr": g_lr, "d_lr": d_lr, "g_clip": g_clip, "d_clip": d_clip, "noise_end": noise_end},
+            positive={
+                "g_lr": g_lr,
+                "d_lr": d_lr,
+                "g_clip": g_clip,
+                "d_clip": d_clip,
+                "noise_end": noise_end,
+                "bn_eps": bn_eps,
+            },
             not_negative={"r1": r1, "r2": r2, "gradient_penalty": gradient_penalty, "noise": noise},
             at_least_one={"n_critic": n_critic, "accumulate": accumulate, "latent_dim": latent_dim},
-            below_one={"beta1": beta1, "beta2": beta2, "label_smoothing": label_smoothing},
+            below_one={"beta1": beta1, "beta2": beta2, "label_smoothing": label_smoothing, "ema_decay": ema_decay},
         )
+        if not 0 < bn_momentum <= 1:
+            raise ValueError(f"bn_momentum must be above 0 and at most 1, got {bn_momentum}")
         if not 0 <= lr_decay_start <= 1:
             raise ValueError(f"lr_decay_start must be in [0, 1], got {lr_decay_start}")
-        if batching not in ("joint", "separate"):
-            raise ValueError(f"unknown batching {batching!r}; choose from joint, separate")
+        _check_choice("batching", batching, ("joint", "separate"))
+        _check_choice("ema_buffers", ema_buffers, EMA_BUFFERS)
+        _check_choice("sampling", sampling, SAMPLINGS)
         if (r1 or r2 or gradient_penalty) and d_norm in BATCH_COUPLED:
             raise ValueError(
                 f"d_norm {d_norm!r} cannot be combined with r1, r2 or gradient_penalty: {PENALTY_REASON}; "
@@ -133,10 +170,28 @@ class GAN(LightningModule):
         self.lr_decay_start = lr_decay_start
         self.noise, self.noise_end = noise, noise_end
         self.g_clip, self.d_clip = g_clip, d_clip
+        self.ema_decay = ema_decay
+        self.ema_buffers: EmaBuffers = ema_buffers
+        self.default_sampling: Sampling = sampling
         self.seed = seed
         self.generator, self.discriminator = build_networks(
-            network, cast(tuple[int, int, int], self.image_shape), latent_dim, hidden_dim, g_norm, d_norm, d_dropout
+            network,
+            cast(tuple[int, int, int], self.image_shape),
+            latent_dim,
+            hidden_dim,
+            g_norm,
+            d_norm,
+            d_dropout=d_dropout,
+            bn_eps=bn_eps,
+            bn_momentum=bn_momentum,
         )
+        self.average: AveragedModel | None = None
+        if ema_decay:
+            self.average = AveragedModel(
+                self.generator,
+                multi_avg_fn=partial(_move_average, decay=ema_decay),
+                use_buffers=ema_buffers == "average",
+            ).requires_grad_(False)
         # Alternations done. The buffer survives in checkpoints; the integer can be read without waiting for the device.
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.iterations_done = 0
@@ -156,9 +211,50 @@ class GAN(LightningModule):
 
     forward = generate
 
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to D's logits (N, 1), in float32 at least, since losses saturate in half precision."""
+        logits = cast(Any, self.discriminator).logits(images)
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
     def sample_latents(self, start: int, stop: int, seed: int = 0) -> Tensor:
         """Return the latents (stop - start, latent_dim) of samples start to stop - 1, the same on every machine."""
         return randomness.sample_latents(start, stop, self.latent_dim, seed).to(self.device, self.dtype_of_networks)
+
+    @contextmanager
+    def sampler(
+        self, weights: Weights | None = None, sampling: Sampling | None = None, batch_size: int = 128
+    ) -> Iterator["Sampler"]:
+        """Within the block give G ready to be sampled, without gradients; G itself is as before afterwards.
+
+        Args:
+            weights: raw for G itself, average for its moving average; unset means the average where there is one.
+            sampling: statistics that normalize the samples: running, batch or precise; unset means the run's own policy.
+            batch_size: size of the batches for batch and precise, which should be that of training.
+
+        Raises:
+            ValueError: if there is no average.
+        """
+        if weights == "average" and self.average is None:
+            raise ValueError("this GAN keeps no average of G's weights (ema_decay is 0); use weights raw")
+        averaged = weights != "raw" and self.average is not None
+        network = cast(AveragedModel, self.average).module if averaged else self.generator
+        sampling = sampling or self.default_sampling
+        if sampling == "running" and averaged and self.ema_buffers == "recalibrate":
+            sampling = "precise"
+        batches = (
+            randomness.normal((batch_size, self.latent_dim), self.seed, Stream.RECALIBRATION, number).to(
+                self.device, self.dtype_of_networks
+            )
+            for number in range(PRECISE_BATCHES)
+        )
+        with sampling_statistics(network, sampling, batches):
+            yield Sampler(self, network, batch_size if sampling == "batch" else None)
+
+    def batch_norms(self) -> Iterator[tuple[str, BatchNorm]]:
+        """Yield the name and the layer of each batch norm of the two players."""
+        for player in ("generator", "discriminator"):
+            for name, layer in batch_norm_layers(getattr(self, player)):
+                yield f"{player}.{name}", layer
 
     @property
     def dtype_of_networks(self) -> torch.dtype:
@@ -176,6 +272,7 @@ class GAN(LightningModule):
                 self._update_generator(g_optimizer, real_images, fake_images, noise)
         self.iteration += 1
         self.iterations_done += 1
+        self._update_average()
         self._report()
 
     def _update_discriminator(
@@ -202,7 +299,7 @@ class GAN(LightningModule):
             if self.r2:
                 objective = objective + self.r2 * zero_centered_penalty(fake_seen, fake_logits)
             if mix is not None:
-                penalty = gradient_penalty(self._logits, real_seen, fake_seen, mix)
+                penalty = gradient_penalty(self.logits, real_seen, fake_seen, mix)
                 objective = objective + self.gradient_penalty * penalty
             self._backward(objective / self.accumulate, optimizer)
             self._observe("d", self.d_loss, real_logits, fake_logits)
@@ -225,6 +322,13 @@ class GAN(LightningModule):
                 self._backward(objective / self.accumulate, optimizer)
                 self._observe("g", self.g_loss, real_logits, fake_logits)
         self._step(optimizer, self.g_clip, "g")
+
+    def _update_average(self) -> None:
+        if self.average is not None:
+            # Early weights are soon worthless, so the average spans no more than the last tenth of the iterations.
+            decay = min(self.ema_decay, 1 - 10 / (self.iterations_done + 10))
+            self.average.multi_avg_fn = partial(_move_average, decay=decay)
+            self.average.update_parameters(self.generator)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the discriminator and Adam for the generator."""
@@ -266,7 +370,8 @@ class GAN(LightningModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the images (N, C, H, W) of the samples numbered in batch (N,)."""
         first = int(batch.min())
-        return self.generate(self.sample_latents(first, int(batch.max()) + 1, self.seed)[batch - first])
+        with self.sampler() as sampler:
+            return sampler.samples(first, int(batch.max()) + 1, self.seed)[batch - first]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save what NaN or infinity has spoilt, so that the last good checkpoint stays."""
@@ -317,7 +422,7 @@ class GAN(LightningModule):
         parts = self.n_critic * self.accumulate
         if size % parts:
             raise ValueError(f"a batch of {size} images cannot be cut into n_critic * accumulate = {parts} equal parts")
-        if size // parts < 2 and any(batch_norm_layers(self)):
+        if size // parts < 2 and any(self.batch_norms()):
             raise ValueError(
                 f"batch norm needs at least 2 images at a time on each device, and here has {size // parts}: raise "
                 "--data.batch_size or lower --model.accumulate"
@@ -359,13 +464,8 @@ class GAN(LightningModule):
         )
         return distributed.own_rows(everyone, parts=self.accumulate)
 
-    def _logits(self, images: Tensor) -> Tensor:
-        logits = cast(Any, self.discriminator).logits(images)
-        # Losses saturate in half precision.
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
     def _score(self, real_images: Tensor, fake_images: Tensor) -> tuple[Tensor, Tensor]:
-        return score(self._logits, real_images, fake_images, self.batching)
+        return score(self.logits, real_images, fake_images, self.batching)
 
     def _backward(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
         # Naming the inputs spares the other player's weights their gradients. The ranks agree in _step, once an update.
@@ -418,6 +518,42 @@ class GAN(LightningModule):
                 raise NonFiniteLoss(f"{name} is {float(value)} at iteration {self.iterations_done}; {ADVICE}")
 
 
+@torch.no_grad()
+def _move_average(
+    averages: tuple[Tensor, ...] | list[Tensor], values: tuple[Tensor, ...] | list[Tensor], _: object, *, decay: float
+) -> None:
+    # A module-level function, because processes that are spawned are sent the module with everything in it.
+    if averages[0].is_floating_point():
+        torch._foreach_lerp_(averages, values, weight=1 - decay)
+    else:
+        torch._foreach_copy_(averages, values)
+
+
+class Sampler:
+    """A generator ready to be sampled, as GAN.sampler gives it."""
+
+    def __init__(self, gan: GAN, network: nn.Module, block: int | None) -> None:
+        self._gan, self._network, self._block = gan, network, block
+
+    def generate(self, z: Tensor) -> Tensor:
+        """Map latents (N, latent_dim) to images (N, C, H, W) in [-1, 1]."""
+        return self._network(z).view(len(z), *self._gan.image_shape)
+
+    def samples(self, start: int, stop: int, seed: int = 0) -> Tensor:
+        """Return the samples (stop - start, C, H, W) numbered start to stop - 1, the same however they are cut up.
+
+        Where samples are normalized by their own batch, sample i's batch-mates are those of its block of batch_size.
+        """
+        if self._block is None:
+            return self.generate(self._gan.sample_latents(start, stop, seed))
+        first = start // self._block * self._block
+        blocks = [
+            self.generate(self._gan.sample_latents(number, number + self._block, seed))
+            for number in range(first, stop, self._block)
+        ]
+        return torch.cat(blocks)[start - first : stop - first]
+
+
 def _images(batch: Batch) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]
 
@@ -431,6 +567,11 @@ def _blurred(real_images: Tensor, fake_images: Tensor, noise: Tensor | None) -> 
 def _read_iteration(module: nn.Module, _: Any) -> None:
     assert isinstance(module, GAN)
     module.iterations_done = int(module.iteration)
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(allowed)}")
 
 
 def _check_numbers(

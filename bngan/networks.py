@@ -21,12 +21,15 @@ class Generator(nn.Module):
         output_dim: number of values in an image.
         hidden_dim: width of the first hidden layer; the second is twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
+        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
     """
 
-    def __init__(self, input_dim: int = 100, output_dim: int = 784, hidden_dim: int = 128, norm: str = "batch") -> None:
+    def __init__(
+        self, input_dim: int = 100, output_dim: int = 784, hidden_dim: int = 128, norm: str = "batch", **batch_norm: float
+    ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim)
-        normalized = find_norm(norm)
+        normalized = find_norm(norm, **batch_norm)
         self.input_dim = input_dim
         self.net = nn.Sequential(
             *normalized(nn.Linear(input_dim, hidden_dim)),
@@ -56,12 +59,15 @@ class Discriminator(nn.Module):
         hidden_dim: width of the second hidden layer; the first is twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
         dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
+        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
     """
 
-    def __init__(self, input_dim: int = 784, hidden_dim: int = 128, norm: str = "batch", dropout: float = 0.0) -> None:
+    def __init__(
+        self, input_dim: int = 784, hidden_dim: int = 128, norm: str = "batch", dropout: float = 0.0, **batch_norm: float
+    ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
-        normalized = find_norm(norm)
+        normalized = find_norm(norm, **batch_norm)
         self.input_dim = input_dim
         self.net = nn.Sequential(
             *normalized(nn.Linear(input_dim, hidden_dim * 2)),
@@ -105,13 +111,16 @@ class ConvGenerator(nn.Module):
         size: side of the square images: 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, 80, 96, 128...).
         width: number of filters of the last hidden layer; each earlier one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
+        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
     """
 
-    def __init__(self, input_dim: int = 100, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch") -> None:
+    def __init__(
+        self, input_dim: int = 100, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch", **batch_norm: float
+    ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, channels=channels, width=width)
         base, doublings = split_size(size)
-        normalized = find_norm(norm)
+        normalized = find_norm(norm, **batch_norm)
         bias = norm not in CENTERING
         self.input_dim = input_dim
         filters = [width * min(2**level, 8) for level in reversed(range(doublings))]
@@ -146,14 +155,17 @@ class ConvDiscriminator(nn.Module):
         width: number of filters of the first layer; each later one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer but the first.
         dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
+        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
     """
 
-    def __init__(self, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch", dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch", dropout: float = 0.0, **batch_norm: float
+    ) -> None:
         super().__init__()
         _check_positive(channels=channels, width=width)
         base, halvings = split_size(size)
         self.image_shape = (channels, size, size)
-        normalized = find_norm(norm)
+        normalized = find_norm(norm, **batch_norm)
         bare = normalized if norm == "spectral" else find_norm("none")
         bias = norm not in CENTERING
         filters = [width * min(2**level, 8) for level in range(halvings)]
@@ -203,7 +215,9 @@ def build_networks(
     hidden_dim: int,
     g_norm: str,
     d_norm: str,
-    d_dropout: float,
+    d_dropout: float = 0.0,
+    bn_eps: float = 1e-5,
+    bn_momentum: float = 0.1,
 ) -> tuple[nn.Module, nn.Module]:
     """Return the generator and the discriminator of that kind for images of shape (C, H, W).
 
@@ -211,18 +225,19 @@ def build_networks(
         ValueError: if there is no such kind, or if the networks cannot have that shape.
     """
     channels, height, width = image_shape
+    batch_norm = {"eps": bn_eps, "momentum": bn_momentum}
     if network == "mlp":
         values = math.prod(image_shape)
         return (
-            Generator(latent_dim, values, hidden_dim, norm=g_norm),
-            Discriminator(values, hidden_dim, norm=d_norm, dropout=d_dropout),
+            Generator(latent_dim, values, hidden_dim, norm=g_norm, **batch_norm),
+            Discriminator(values, hidden_dim, norm=d_norm, dropout=d_dropout, **batch_norm),
         )
     if network == "conv":
         if height != width:
             raise ValueError(f"convolutional networks take square images, not {height} x {width}")
         return (
-            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm),
-            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, dropout=d_dropout),
+            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm, **batch_norm),
+            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, dropout=d_dropout, **batch_norm),
         )
     raise ValueError(f"unknown network {network!r}; choose from {', '.join(NETWORKS)}")
 

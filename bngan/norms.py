@@ -1,10 +1,12 @@
 """Norms by name. Each takes a layer and gives the modules that stand in its place, the normalized layer first.
 
-A new norm is one function and one line in NORMS.
+A new norm is one function and one line in NORMS; what it is told beside the layer it may ignore.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -12,7 +14,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 from bngan.batchnorm import ReferenceBatchNorm, VirtualBatchNorm
 
 Layer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
-Norm = Callable[[Layer], tuple[nn.Module, ...]]
+Normalized = Callable[[Layer], tuple[nn.Module, ...]]
+
+
+class Norm(Protocol):
+    """Puts a norm after a layer, or into it."""
+
+    def __call__(self, layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
+        """Return the modules, the layer first; eps and momentum are batch norm's."""
+        ...
+
 
 VIRTUAL_REFERENCE_SIZE = 64
 
@@ -21,42 +32,42 @@ def _channels(layer: Layer) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def batch(layer: Layer) -> tuple[nn.Module, ...]:
+def batch(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
     kind = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
-    return layer, kind(_channels(layer), eps=1e-5, momentum=0.1)
+    return layer, kind(_channels(layer), eps=eps, momentum=momentum)
 
 
-def reference(layer: Layer) -> tuple[nn.Module, ...]:
-    return layer, ReferenceBatchNorm(_channels(layer), eps=1e-5, momentum=0.1)
+def reference(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
+    return layer, ReferenceBatchNorm(_channels(layer), eps=eps, momentum=momentum)
 
 
-def virtual(layer: Layer) -> tuple[nn.Module, ...]:
-    return layer, VirtualBatchNorm(_channels(layer), reference_size=VIRTUAL_REFERENCE_SIZE, eps=1e-5)
+def virtual(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
+    return layer, VirtualBatchNorm(_channels(layer), reference_size=VIRTUAL_REFERENCE_SIZE, eps=eps)
 
 
-def none(layer: Layer) -> tuple[nn.Module, ...]:
+def none(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
     return (layer,)
 
 
-def layer(layer: Layer) -> tuple[nn.Module, ...]:
+def layer(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
     channels = _channels(layer)
     # Over an image's channels and pixels together, with one gamma and beta per channel.
     norm = nn.LayerNorm(channels) if isinstance(layer, nn.Linear) else nn.GroupNorm(num_groups=1, num_channels=channels)
     return layer, norm
 
 
-def group(layer: Layer) -> tuple[nn.Module, ...]:
+def group(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
     channels = _channels(layer)
     return layer, nn.GroupNorm(num_groups=math.gcd(channels, 16), num_channels=channels)
 
 
-def instance(layer: Layer) -> tuple[nn.Module, ...]:
+def instance(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
     if isinstance(layer, nn.Linear):
         raise ValueError("instance norm needs pixels to average over; after a Linear layer use batch, layer or group")
     return layer, nn.InstanceNorm2d(_channels(layer), affine=True)
 
 
-def spectral(layer: Layer) -> tuple[nn.Module, ...]:
+def spectral(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
     return (spectral_norm(layer),)
 
 
@@ -78,12 +89,12 @@ CENTERING = frozenset({"batch", "reference", "virtual", "instance"})
 BATCH_COUPLED = frozenset({"batch", "reference"})
 
 
-def find_norm(name: str) -> Norm:
-    """Return the norm of that name.
+def find_norm(name: str, *, eps: float = 1e-5, momentum: float = 0.1) -> Normalized:
+    """Return the norm of that name, with batch norm's eps and momentum where it has them.
 
     Raises:
         ValueError: if there is none, listing those there are.
     """
     if name not in NORMS:
         raise ValueError(f"unknown norm {name!r}; choose from {', '.join(sorted(NORMS))}")
-    return NORMS[name]
+    return partial(NORMS[name], eps=eps, momentum=momentum)

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     PENALTY = 2
     PERMUTATION = 3
     SAMPLES = 4
+    RECALIBRATION = 5
 
 
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -11,7 +11,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from bngan.gan import GAN
+from bngan.batchnorm import Sampling
+from bngan.gan import GAN, Weights
 
 CHUNK = 500
 
@@ -92,8 +93,22 @@ def read_checkpoint(path: Path) -> dict:
     return content
 
 
-def sample(checkpoint: Path, num: int, seed: int, output: Path, device: str = "cpu") -> None:
-    """Write samples 0 to num - 1 of the checkpoint's generator to `output`.
+def training_batch_size(checkpoint: dict) -> int:
+    """Return how many images G was given at a time on one device, as far as the checkpoint tells."""
+    data = checkpoint.get("datamodule_hyper_parameters", {})
+    return max(2, data.get("batch_size", 128) // checkpoint["hyper_parameters"].get("accumulate", 1))
+
+
+def sample(
+    checkpoint: Path,
+    num: int,
+    seed: int,
+    output: Path,
+    device: str = "cpu",
+    weights: Weights | None = None,
+    sampling: Sampling | None = None,
+) -> None:
+    """Write samples 0 to num - 1 of the checkpoint's generator to `output`; weights and sampling are as in GAN.sampler.
 
     A path that ends in .png gets one grid, .npz gets `images` as uint8 (N, C, H, W), and any other is a folder that gets one
     PNG per sample.
@@ -106,10 +121,10 @@ def sample(checkpoint: Path, num: int, seed: int, output: Path, device: str = "c
         raise ValueError(f"--num must be at least 1, got {num}")
     gan = load_gan(checkpoint, device)
     starts = range(0, num, CHUNK)
-    with evaluating(gan):
+    with gan.sampler(weights, sampling, training_batch_size(read_checkpoint(checkpoint))) as sampler:
         images = torch.cat(
             [
-                gan.generate(gan.sample_latents(start, min(start + CHUNK, num), seed)).cpu()
+                sampler.samples(start, min(start + CHUNK, num), seed).cpu()
                 for start in track(starts, description="sampling", disable=len(starts) < 20)
             ]
         )

@@ -312,6 +312,7 @@ def quieten() -> None:
         ".*`tensorboardX` has been removed.*",
         ".*treespec, LeafSpec.*",
         ".*Metric `Frechet Inception Distance` will save all extracted features in buffer.*",
+        ".*Metric `Kernel Inception Distance` will save all extracted features in buffer.*",
         ".*You are using a custom batch sampler.*",
         ".*sync_dist=True.*",
         ".*The number of training batches .* is smaller than the logging interval.*",

@@ -31,7 +31,7 @@ def inputs_of(kind: str) -> Tensor:
 
 
 def normalized(name: str, kind: str) -> nn.Sequential:
-    return nn.Sequential(*NORMS[name](layer_of(kind)))
+    return nn.Sequential(*find_norm(name)(layer_of(kind)))
 
 
 CASES = [(name, kind) for name in sorted(NORMS) for kind in KINDS if (name, kind) != ("instance", "linear")]
@@ -41,7 +41,7 @@ CASES = [(name, kind) for name in sorted(NORMS) for kind in KINDS if (name, kind
 def test_a_norm_keeps_the_shape_and_stands_after_its_layer(name: str, kind: str) -> None:
     layer, x = layer_of(kind), inputs_of(kind)
     shape = layer(x).shape
-    modules = NORMS[name](layer)
+    modules = find_norm(name)(layer)
     assert modules[0] is layer
     output = nn.Sequential(*modules)(x)
     assert output.shape == shape
@@ -50,8 +50,8 @@ def test_a_norm_keeps_the_shape_and_stands_after_its_layer(name: str, kind: str)
 
 def test_instance_norm_refuses_a_linear_layer_and_says_what_to_use() -> None:
     with pytest.raises(ValueError, match=r"needs pixels.*after a Linear layer use batch, layer or group"):
-        NORMS["instance"](nn.Linear(7, CHANNELS))
-    assert len(NORMS["instance"](nn.Conv2d(3, CHANNELS, kernel_size=3))) == 2
+        find_norm("instance")(nn.Linear(7, CHANNELS))
+    assert len(find_norm("instance")(nn.Conv2d(3, CHANNELS, kernel_size=3))) == 2
 
 
 def pools(name: str, output: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_norms_pool_over_different_values(kind: str) -> None:
     x = inputs_of(kind)
     names = ["batch", "virtual", "layer", "group", *(["instance"] if kind != "linear" else [])]
     layer = layer_of(kind)
-    outputs = [nn.Sequential(*NORMS[name](layer))(x) for name in names]
+    outputs = [nn.Sequential(*find_norm(name)(layer))(x) for name in names]
     for number, one in enumerate(outputs):
         for other in outputs[:number]:
             assert not torch.allclose(one, other, atol=1e-2)
@@ -93,7 +93,7 @@ def test_norms_pool_over_different_values(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_reference_norm_equals_batch_norm(kind: str) -> None:
     layer, x = layer_of(kind), inputs_of(kind)
-    batch, reference = (nn.Sequential(*NORMS[name](layer)) for name in ("batch", "reference"))
+    batch, reference = (nn.Sequential(*find_norm(name)(layer)) for name in ("batch", "reference"))
     torch.testing.assert_close(reference(x), batch(x), rtol=0, atol=1e-5)
     torch.testing.assert_close(reference.eval()(x), batch.eval()(x), rtol=0, atol=1e-5)
 
@@ -102,12 +102,14 @@ def test_batch_norms_use_the_papers_numbers() -> None:
     for name in ("batch", "reference"):
         ((_, layer),) = batch_norm_layers(normalized(name, "linear"))
         assert (layer.eps, layer.momentum) == (1e-5, 0.1)
+        ((_, layer),) = batch_norm_layers(nn.Sequential(*find_norm(name, eps=0.2, momentum=0.3)(layer_of("linear"))))
+        assert (layer.eps, layer.momentum) == (0.2, 0.3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_norm_is_the_layer_itself(kind: str) -> None:
     layer = layer_of(kind)
-    assert NORMS["none"](layer) == (layer,)
+    assert find_norm("none")(layer) == (layer,)
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])
@@ -121,7 +123,7 @@ def test_spectral_norm_brings_the_largest_singular_value_to_1(kind: str, scale: 
         return float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2))
 
     before, x = sigma(), inputs_of(kind)
-    (spectral,) = NORMS["spectral"](layer)
+    (spectral,) = find_norm("spectral")(layer)
     for _ in range(100):
         spectral(x)
     spectral.eval()
@@ -130,7 +132,7 @@ def test_spectral_norm_brings_the_largest_singular_value_to_1(kind: str, scale: 
 
 
 def test_spectral_norm_iterates_in_training_alone() -> None:
-    (spectral,) = NORMS["spectral"](layer_of("conv"))
+    (spectral,) = find_norm("spectral")(layer_of("conv"))
     x = inputs_of("conv")
     spectral.eval()
     torch.testing.assert_close(spectral(x), spectral(x), rtol=0, atol=0)

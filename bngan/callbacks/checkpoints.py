@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from bngan.callbacks.folder import run_folder
+from bngan.callbacks.run import run_folder
 from bngan.gan import GAN
 
 

@@ -6,10 +6,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from bngan.batchnorm import batch_norm_layers
 from bngan.gan import GAN
 
 METRIC = "val/fid"
+CHARTED = ("fid", "precision", "recall", "coverage", "class_kl")
 
 
 class Dashboard(Callback):
@@ -40,7 +40,10 @@ def _layout(gan: GAN) -> dict[str, dict[str, list]]:
             "gradient norms": together("train/d_grad_norm", "train/g_grad_norm"),
         },
     }
-    names = [name for name, _ in batch_norm_layers(gan)]
+    layout["Quality"] = {
+        name: together(f"val/{name}", f"floor/{name}", f"dropped/{name}", f"blurred/{name}") for name in CHARTED
+    }
+    names = [name for name, _ in gan.batch_norms()]
     if names:
         layout["Batch norm, G and D"] = {
             "batch against running statistics (KL, nats)": together(*(f"bn/{name}/divergence" for name in names)),

@@ -6,15 +6,16 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from bngan.callbacks.folder import run_folder
+from bngan.callbacks.run import batch_per_device, run_folder
 from bngan.gan import GAN
-from bngan.sampling import evaluating, grid, save_png, slerp
+from bngan.sampling import grid, save_png, slerp
 
 
 class SampleImages(Callback):
     """Shows samples of the same latents as training goes on, a walk between latents, and real images once.
 
-    Everything is drawn in evaluation mode, as samples will be after training. The pictures go to TensorBoard and to
+    Everything is drawn as samples will be after training: from the average of G's weights, if one is kept, and normalized by
+    the run's sampling policy. The pictures go to TensorBoard and to
     `samples/` in the run's folder.
 
     Args:
@@ -38,6 +39,7 @@ class SampleImages(Callback):
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
+        self._batch_size = batch_per_device(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
         if not trainer.is_global_zero:
@@ -68,10 +70,10 @@ class SampleImages(Callback):
 
     def _draw(self, trainer: Trainer, gan: GAN) -> None:
         iteration = self._shown = gan.iterations_done
-        with evaluating(gan.generator):
-            samples = gan.generate(gan.sample_latents(0, self.num_samples, self.seed))
-            ends = gan.sample_latents(self.num_samples, self.num_samples + 8, self.seed)
-            walk = gan.generate(slerp(ends[0::2], ends[1::2], self.walk_steps))
+        ends = gan.sample_latents(self.num_samples, self.num_samples + 8, self.seed)
+        with gan.sampler(batch_size=self._batch_size) as sampler:
+            samples = sampler.samples(0, self.num_samples, self.seed)
+            walk = sampler.generate(slerp(ends[0::2], ends[1::2], self.walk_steps))
         self._show(trainer, "samples/fixed_z", f"iteration-{iteration:06d}", samples, iteration)
         self._show(trainer, "samples/interpolation", f"interpolation-{iteration:06d}", walk, iteration, self.walk_steps)
 

@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, a line now and then elsewhere."""
 
+import math
 import sys
 import time
 
@@ -24,6 +25,7 @@ class RunProgress(ProgressBar):
         super().__init__()
         self._bar: Progress | None = None
         self._enabled = True
+        self._best = math.inf
 
     def disable(self) -> None:
         self._enabled = False
@@ -85,7 +87,12 @@ class RunProgress(ProgressBar):
         rate = (self._images - self._images_at_mark) / max(now - self._mark, 1e-9)
         self._mark, self._images_at_mark = now, self._images
         parts = [f"D {float(gan.d_loss):.3f}", f"G {float(gan.g_loss):.3f}", f"{rate:,.0f} images/s"]
-        parts += [f"{tag} {float(value):.3g}" for tag, value in trainer.callback_metrics.items() if tag in SHOWN]
+        metrics = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
+        if "val/fid" in metrics:
+            self._best = min(self._best, metrics["val/fid"])
+            parts.append(f"FID {metrics['val/fid']:.3g} (best {self._best:.3g}, floor {metrics['floor/fid']:.2g})")
+        if "val/modes" in metrics:
+            parts.append(f"modes {metrics['val/modes']:.0f}")
         text = "  ".join(parts)
         if self._bar is not None:
             self._bar.update(self._task, completed=gan.iterations_done, text=text)
@@ -96,6 +103,3 @@ class RunProgress(ProgressBar):
             seconds = (now - self._start) / done * (self._total - gan.iterations_done)
             left = f"  {seconds:.0f} s left"
         print(f"iteration {gan.iterations_done}/{self._total or '?'}  {text}{left}", flush=True)
-
-
-SHOWN = ("val/fid", "val/modes")

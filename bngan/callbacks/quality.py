@@ -1,124 +1,224 @@
 """Measuring samples during validation and test."""
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torchvision.transforms.v2 import functional as tv
 
 from bngan import distributed
-from bngan.callbacks.folder import run_folder
+from bngan.batchnorm import SAMPLINGS, Sampling, batch_norm_layers
+from bngan.callbacks.run import batch_per_device, run_folder
 from bngan.data.loader import to_unit_range
-from bngan.gan import GAN
-from bngan.metrics.digit_net import DigitNet, load_digit_net
-from bngan.metrics.modes import ClassHistogram
-from bngan.sampling import evaluating, to_uint8
+from bngan.gan import GAN, Weights
+from bngan.metrics.features import load_feature_net
+from bngan.metrics.quality import SampleQuality
+from bngan.sampling import to_uint8
 
 DIGIT_SHAPE = (1, 28, 28)
 DIGIT_SETS = ("mnist", "emnist_digits")
 TEST_SEEDS = 5
+# Raised when the same key would stand for other numbers.
+FLOORS_VERSION = 1
+# What stands beside a value: real training images in the samples' place, whole and spoilt.
+FLOOR, CONTROLS = "floor", ("dropped", "blurred")
+Values = dict[str, float]
+Chunks = Iterator[tuple[Tensor, Tensor]]
 
 
 class Quality(Callback):
-    """Compares samples with the held-out digits: FID, modes and the KL of the class histogram.
+    """Compares samples with the held-out images: FID, KID, precision, recall, density, coverage, and the classes seen.
 
-    Validation logs val/fid, val/modes and val/class_kl of samples from one set of fixed latents; test prints their mean and
-    standard deviation over 5 sets, beside the floor, which is what as many real training images get. G is in evaluation mode
-    and its images are rounded to the 256 levels of a picture. The features are those of the pinned digit net, so for data
-    other than 28 x 28 grey digits nothing is measured, and a line says so.
+    Validation logs val/<metric> of samples from one set of fixed latents. Beside it stand floor/<metric>, which is what as
+    many real training images get, and two positive controls: dropped/<metric> of training images without the first class,
+    and blurred/<metric> of blurred ones. `validate` compares the statistics that G can be sampled with, `test` draws five
+    further sets of latents. Samples are rounded to the 256 levels of a picture.
 
     Args:
         num_samples: samples to draw; 0 measures nothing.
+        feature: network whose features are compared: digits, inception, or package.module.Class of a torch.nn.Module from
+            images (N, C, H, W) in [-1, 1] to features (N, d).
         chunk: samples generated at a time.
-        seed: seed of the samples' latents; test uses this one and the next 4.
+        seed: seed of the samples' latents; test uses the next 5.
     """
 
-    def __init__(self, num_samples: int = 10_000, chunk: int = 500, seed: int = 0) -> None:
+    def __init__(self, num_samples: int = 10_000, feature: str = "digits", chunk: int = 500, seed: int = 0) -> None:
         if num_samples < 0 or chunk < 1:
             raise ValueError(f"metrics.num_samples must be at least 0 and chunk at least 1, got {num_samples} and {chunk}")
-        if 0 < num_samples < DigitNet.num_features * 2:
-            raise ValueError(f"metrics.num_samples must be 0 or at least {DigitNet.num_features * 2}, got {num_samples}")
-        self.num_samples, self.chunk, self.seed = num_samples, chunk, seed
+        self.num_samples, self.feature, self.chunk, self.seed = num_samples, feature, chunk, seed
         self._active = False
-        self._real_seen = False
+        self._quality: SampleQuality | None = None
+        self._references: dict[str, Values] = {}
+        self._last: Values = {}
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
         digits = getattr(cast(Any, trainer).datamodule, "data_name", None) in DIGIT_SETS
-        self._active = self.num_samples > 0 and digits and pl_module.image_shape == DIGIT_SHAPE
-        if self._active:
-            self._net = load_digit_net()
-            self._fid = FrechetInceptionDistance(feature=self._net, reset_real_features=False)
-            self._classes = ClassHistogram(DigitNet.num_classes)
-            for part in (self._net, self._fid, self._classes):
-                part.to(trainer.strategy.root_device)
-        elif self.num_samples > 0 and stage != "predict" and trainer.is_global_zero:
-            print("Samples are not measured: the digit net knows 28 x 28 grey digits only.", flush=True)
+        known = self.feature != "digits" or (digits and pl_module.image_shape == DIGIT_SHAPE)
+        self._active = self.num_samples > 0 and known and stage != "predict"
+        if self.num_samples > 0 and not known and stage != "predict" and trainer.is_global_zero:
+            print(
+                "Samples are not measured: the digit net knows 28 x 28 grey digits only; for other images give "
+                "--metrics.feature inception, or a network of your own.",
+                flush=True,
+            )
+        if self._active and self._quality is None:
+            net = load_feature_net(self.feature)
+            self._quality = SampleQuality(net, cast(Any, pl_module.image_shape), trainer.strategy.root_device)
+            least = 2 * self._quality.num_features
+            if self.num_samples < least:
+                raise ValueError(
+                    f"metrics.num_samples must be 0 or at least {least}, twice the features of {self.feature}, got "
+                    f"{self.num_samples}"
+                )
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: GAN, outputs: object, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if self._active and not self._real_seen and not trainer.sanity_checking:
-            self._fid.update(batch[0], real=True)
+    def on_validation_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        if self._active and not trainer.sanity_checking and not self._references:
+            self._measure_references(trainer)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: GAN, outputs: object, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    def on_test_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        self.on_validation_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if not self._active or trainer.sanity_checking:
             return
-        self._real_seen = True
-        for name, value in self._measure(self._samples(pl_module, self.seed)).items():
-            # Every rank has the same value already, and every rank must know it to agree on the best checkpoint.
+        if trainer.state.fn == "validate":
+            self._compare_sampling(trainer, pl_module)
+        else:
+            self._last = self._measure(trainer, pl_module, self.seed)
+        # Every rank has the same values already, and every rank must know them to agree on the best checkpoint.
+        for name, value in self._last.items():
             pl_module.log(f"val/{name}", value)
+        for reference, values in self._references.items():
+            for name, value in values.items():
+                pl_module.log(f"{reference}/{name}", value)
+
+    def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
+        if self._last and trainer.is_global_zero:
+            self._print_table({"value": self._last}, note=f"{self.num_samples} samples, last validation")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if not self._active:
             return
-        self._real_seen = True
-        runs = [self._measure(self._samples(pl_module, self.seed + offset)) for offset in range(TEST_SEEDS)]
-        floor = self._measure(self._training_images(trainer))
-        report: dict[str, Any] = {"num_samples": self.num_samples, "seeds": TEST_SEEDS}
-        for name in floor:
-            values = [run[name] for run in runs]
-            report[name] = {"mean": mean(values), "sd": stdev(values), "floor": floor[name], "values": values}
-            pl_module.log(f"test/{name}", mean(values))
+        seeds = range(self.seed + 1, self.seed + 1 + TEST_SEEDS)
+        runs = [self._measure(trainer, pl_module, seed) for seed in seeds]
+        means = {name: mean(run[name] for run in runs) for name in runs[0]}
+        deviations = {name: stdev(run[name] for run in runs) for name in runs[0]}
+        for name, value in means.items():
+            pl_module.log(f"test/{name}", value)
         if trainer.is_global_zero:
-            if self._run_folder is not None:
-                (self._run_folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
-            print(f"{'metric':<10} {'mean':>9} {'sd':>8} {'floor':>8}   ({TEST_SEEDS} seeds, {self.num_samples} samples each)")
-            for name in floor:
-                row = report[name]
-                print(f"{name:<10} {row['mean']:9.4f} {row['sd']:8.4f} {row['floor']:8.4f}", flush=True)
+            self._print_table(
+                {"mean": means, "sd": deviations}, note=f"{TEST_SEEDS} seeds of latents, {self.num_samples} samples each"
+            )
+            report = {
+                name: {
+                    "mean": means[name],
+                    "sd": deviations[name],
+                    **{reference: values[name] for reference, values in self._references.items()},
+                    "values": [run[name] for run in runs],
+                }
+                for name in means
+            }
+            self._write("test.json", {"num_samples": self.num_samples, "seeds": list(seeds), **report})
 
-    def _measure(self, chunks: Iterator[Tensor]) -> dict[str, float]:
-        """Return the metrics of images in [-1, 1], each rank giving its own chunks."""
-        self._fid.reset()
-        self._classes.reset()
-        for images in chunks:
-            self._fid.update(images, real=False)
-            self._classes.update(self._net.logits(self._net(images)))
-        values = {"fid": self._fid.compute(), **self._classes.compute()}
-        return {name: float(value) for name, value in values.items()}
+    def _compare_sampling(self, trainer: Trainer, gan: GAN) -> None:
+        """Measure samples by each kind of statistics, of G's weights and of their average, and the gap between them."""
+        kinds: list[Weights] = ["raw"] if gan.average is None else ["average", "raw"]
+        samplings: tuple[Sampling, ...] = SAMPLINGS if any(batch_norm_layers(gan.generator)) else ("running",)
+        columns: dict[str, Values] = {}
+        for weights in kinds:
+            for sampling in samplings:
+                columns[f"{weights}, {sampling}"] = self._measure(trainer, gan, self.seed, weights, sampling)
+        own = f"{kinds[0]}, {gan.default_sampling if len(samplings) > 1 else 'running'}"
+        self._last = dict(columns[own])
+        report: dict[str, Any] = {"num_samples": self.num_samples, **columns, **self._references}
+        if len(samplings) > 1:
+            fids = {sampling: columns[f"{kinds[0]}, {sampling}"]["fid"] for sampling in SAMPLINGS}
+            report["bn_gap"] = fids["running"] - fids["precise"]
+            for sampling, value in fids.items():
+                gan.log(f"val/fid_{sampling}", value)
+            gan.log("val/bn_gap", report["bn_gap"])
+        if trainer.is_global_zero:
+            self._print_table(columns, note=f"{self.num_samples} samples")
+            if "bn_gap" in report:
+                print(f"bn_gap = FID(running) - FID(precise) = {report['bn_gap']:.4f}", flush=True)
+            self._write("validate.json", report)
 
-    def _samples(self, gan: GAN, seed: int) -> Iterator[Tensor]:
-        with evaluating(gan.generator):
-            for start, stop in self._own_chunks():
-                images = gan.generate(gan.sample_latents(start, stop, seed))
-                yield to_unit_range(to_uint8(images)).to(gan.device)
+    def _measure(
+        self, trainer: Trainer, gan: GAN, seed: int, weights: Weights | None = None, sampling: Sampling | None = None
+    ) -> Values:
+        assert self._quality is not None
+        with gan.sampler(weights, sampling, batch_per_device(trainer, gan)) as sampler:
+            return self._quality.measure(
+                (to_unit_range(to_uint8(sampler.samples(start, stop, seed))), torch.arange(start, stop))
+                for start, stop in self._own_chunks(self.num_samples)
+            )
 
-    def _training_images(self, trainer: Trainer) -> Iterator[Tensor]:
-        images = cast(Any, trainer).datamodule.load(train=True).images
-        for start, stop in self._own_chunks():
-            yield to_unit_range(images[start:stop]).to(trainer.strategy.root_device)
+    def _measure_references(self, trainer: Trainer) -> None:
+        """Give the real images to the metrics, and work out the floor and the controls, or find them in the data's folder."""
+        assert self._quality is not None
+        quality, data = self._quality, cast(Any, trainer).datamodule
+        held_out = data.subset(self.num_samples, train=False)
+        quality.set_real(self._own_rows(held_out.images))
+        training = data.subset(self.num_samples, train=True)
+        controls = {FLOOR: training.images, "blurred": tv.gaussian_blur(training.images, [5, 5], [1.0, 1.0])}
+        if len(training.labels.unique()) > 1:
+            controls["dropped"] = data.subset(self.num_samples, train=True, without=int(training.labels.min())).images
+        names = (FLOOR, *(name for name in CONTROLS if name in controls))
+        digest = hashlib.sha256(f"{FLOORS_VERSION} {quality.net.fingerprint()}".encode())
+        for images in (held_out.images, *controls.values()):
+            digest.update(str(tuple(images.shape)).encode() + images.numpy().tobytes())
+        # Another run may be writing the file, so only one rank reads it, and what it found holds for all.
+        path, key = Path(data.root) / "floors.json", digest.hexdigest()
+        found = trainer.strategy.broadcast(_read_cache(path).get(key) if trainer.is_global_zero else None)
+        if found is None:
+            found = {name: quality.measure(self._own_rows(controls[name])) for name in names}
+            if trainer.is_global_zero and self._run_folder is not None:
+                _write_cache(path, {**_read_cache(path), key: found})
+        self._references = found
 
-    def _own_chunks(self) -> Iterator[tuple[int, int]]:
-        """Yield (start, stop) of this rank's chunks of the samples, each sample in one chunk of one rank."""
-        starts = range(0, self.num_samples, self.chunk)
+    def _own_rows(self, images: Tensor) -> Chunks:
+        for start, stop in self._own_chunks(len(images)):
+            yield to_unit_range(images[start:stop]), torch.arange(start, stop)
+
+    def _own_chunks(self, count: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of this rank's chunks of `count` images, each image in one chunk of one rank."""
+        starts = range(0, count, self.chunk)
         for start in starts[distributed.rank() :: distributed.world_size()]:
-            yield start, min(start + self.chunk, self.num_samples)
+            yield start, min(start + self.chunk, count)
+
+    def _print_table(self, columns: dict[str, Values], note: str) -> None:
+        columns = {**columns, **self._references}
+        widths = {title: max(9, len(title) + 2) for title in columns}
+        lines = [f"{'metric':<11}" + "".join(f"{title:>{widths[title]}}" for title in columns) + f"   ({note})"]
+        for name in next(iter(columns.values())):
+            lines.append(f"{name:<11}" + "".join(f"{values[name]:>{widths[title]}.4f}" for title, values in columns.items()))
+        print("\n".join(lines), flush=True)
+
+    def _write(self, name: str, report: dict[str, Any]) -> None:
+        if self._run_folder is not None:
+            (self._run_folder / name).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, Values]]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        print(f"{path} is damaged and is written anew.", flush=True)
+        return {}
+
+
+def _write_cache(path: Path, content: dict[str, dict[str, Values]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

@@ -7,7 +7,16 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from bngan.batchnorm import Statistics, batch_norm_layers, divergence, recorded_statistics
+from bngan.batchnorm import (
+    BATCHINGS,
+    Statistics,
+    batch_dependence,
+    divergence,
+    recorded_statistics,
+    running_statistics,
+    sampling_statistics,
+    shift_blindness,
+)
 from bngan.gan import GAN
 
 
@@ -17,6 +26,10 @@ class BatchNormStatistics(Callback):
     Under `bn/<layer>/`: running_mean and running_var with their mean, smallest and largest value over the channels and
     their histogram; gamma and beta likewise; and divergence, KL(batch || running) in nats, averaged over the channels and
     over the batches that the layer saw in one alternation.
+
+    At each validation it also logs how blind D is, in training mode: `bn/d_shift_blindness` to fakes that are scaled or
+    shifted as a whole, and `bn/d_batch_dependence`, how much the others in its batch sway D's output for one image; both by
+    the run's own batching, and with /joint and /separate for the same D by either.
 
     Args:
         every_n_iterations: iterations between looks.
@@ -45,16 +58,31 @@ class BatchNormStatistics(Callback):
             if isinstance(logger, TensorBoardLogger):
                 self._write(logger, pl_module, seen)
 
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: GAN, outputs: object, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx > 0 or trainer.sanity_checking or len(batch[0]) < 16:
+            return
+        real_images = batch[0]
+        with torch.no_grad():
+            fake_images = pl_module.generate(pl_module.sample_latents(0, 2 * len(real_images)))
+        with sampling_statistics(pl_module.discriminator, "batch"):
+            for tag, probe in (("bn/d_shift_blindness", shift_blindness), ("bn/d_batch_dependence", batch_dependence)):
+                for batching in BATCHINGS:
+                    value = probe(pl_module.logits, real_images, fake_images, batching)
+                    pl_module.log(f"{tag}/{batching}", value, sync_dist=True, batch_size=1)
+                    if batching == pl_module.batching:
+                        pl_module.log(tag, value, sync_dist=True, batch_size=1)
+
     def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
         self._recording.close()
 
     @torch.no_grad()
     def _write(self, logger: TensorBoardLogger, gan: GAN, seen: dict[str, list[Statistics]]) -> None:
         writer, iteration = logger.experiment, gan.iterations_done
-        for name, layer in batch_norm_layers(gan):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            values: dict[str, Tensor] = {"running_mean": layer.running_mean, "running_var": layer.running_var}
+        for name, layer in gan.batch_norms():
+            running_mean, running_var = running_statistics(layer)
+            values: dict[str, Tensor] = {"running_mean": running_mean, "running_var": running_var}
             if layer.weight is not None:
                 values |= {"gamma": layer.weight, "beta": layer.bias}
             for quantity, channels in values.items():

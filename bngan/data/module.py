@@ -17,6 +17,7 @@ from bngan.randomness import generator
 
 Name = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "emnist_digits", "folder"]
 HELD_OUT_SHARE = 0.1
+SUBSET_SEED = 0
 
 
 class ImageDataModule(LightningDataModule):
@@ -133,6 +134,20 @@ class ImageDataModule(LightningDataModule):
                     images = tv.resize(images, list(self.image_shape[1:]), antialias=True)
             self._loaded[train] = Labelled(images, labels)
         return self._loaded[train]
+
+    def subset(self, count: int, *, train: bool, without: int | None = None) -> Labelled:
+        """Return `count` images, or all where there are fewer, as uint8 (N, C, H, W), with labels (N,).
+
+        They are drawn at random but always the same, from the training or the held-out images, leaving out one class if
+        `without` names it.
+        """
+        pictures, rows = self._picture_rows(train=train) if self.folder is not None else (None, [])
+        labels = self.load(train=train).labels if pictures is None else torch.tensor([pictures.targets[row] for row in rows])
+        kept = torch.arange(len(labels)) if without is None else (labels != without).nonzero().flatten()
+        chosen = kept[torch.randperm(len(kept), generator=generator(SUBSET_SEED, train))[:count]]
+        if pictures is not None:
+            return Labelled(*pictures.read([rows[row] for row in chosen.tolist()]))
+        return Labelled(self.load(train=train).images[chosen], labels[chosen])
 
     def _loader(self, *, train: bool, batch_size: int, parts: int) -> TensorLoader | PictureLoader:
         pictures, rows = self._picture_rows(train=train) if self.folder is not None else (None, [])

@@ -6,7 +6,7 @@ from torchmetrics import Metric
 
 
 class ClassHistogram(Metric):
-    """Counts predicted classes; tells the modes covered and the divergence from a uniform histogram.
+    """Counts predicted classes; tells the modes covered, the divergence from a uniform histogram, and the confidence.
 
     Args:
         num_classes: number of classes.
@@ -15,21 +15,40 @@ class ClassHistogram(Metric):
 
     full_state_update = False
     counts: Tensor
+    certainty: Tensor
 
     def __init__(self, num_classes: int, min_share: float = 0.005) -> None:
         super().__init__()
         self.min_share = min_share
         self.add_state("counts", default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("certainty", default=torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor) -> None:
-        """Count the samples whose class logits (N, num_classes) these are."""
+        """Count the samples whose class logits (N, num_classes) these are.
+
+        Raises:
+            ValueError: if there is another number of classes.
+        """
+        if logits.ndim != 2 or logits.shape[1] != len(self.counts):
+            raise ValueError(f"expected class logits (N, {len(self.counts)}), got {tuple(logits.shape)}")
         self.counts += logits.argmax(dim=1).bincount(minlength=len(self.counts))
+        self.certainty += logits.double().softmax(dim=1).amax(dim=1).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `modes`, how many classes have at least min_share, and `class_kl`, KL(histogram || uniform) in nats."""
-        shares = self.counts.double() / self.counts.sum()
+        """Return `modes`, how many classes have at least min_share; `modes_seen`, how many have a sample at all;
+        `class_kl`, KL(histogram || uniform) in nats; and `confidence`, the mean probability of the likeliest class.
+
+        Raises:
+            ValueError: if no sample was counted.
+        """
+        total = self.counts.sum()
+        if total == 0:
+            raise ValueError("ClassHistogram needs at least 1 image, got 0")
+        shares = self.counts.double() / total
         entropy = -torch.special.xlogy(shares, shares).sum()
         return {
             "modes": (shares >= self.min_share).sum(),
+            "modes_seen": (self.counts > 0).sum(),
             "class_kl": torch.tensor(len(shares), dtype=torch.float64, device=shares.device).log() - entropy,
+            "confidence": self.certainty / total,
         }

@@ -1,0 +1,120 @@
+"""The networks whose features metrics compare: the pinned digit net, Inception, or anyone's own."""
+
+import hashlib
+from importlib import import_module
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bngan.metrics.digit_net import load_digit_net
+
+NAMES = ("digits", "inception")
+ROUNDING = 1e-3
+
+
+class FeatureNet(nn.Module):
+    """A frozen network with its inputs and outputs checked.
+
+    Args:
+        name: what it is called in messages and caches.
+        net: maps images (N, C, H, W) in [-1, 1] to features (N, d). If it also has `num_classes` and a method `logits` from
+            features to class logits (N, num_classes), samples are counted by class.
+    """
+
+    def __init__(self, name: str, net: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.net = net.requires_grad_(False)
+        self.num_classes: int | None = getattr(net, "num_classes", None) if hasattr(net, "logits") else None
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FeatureNet":
+        """Stay in evaluation mode, whatever a module that holds this one is told: features must not drift."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [-1, 1] to features (N, d).
+
+        Raises:
+            ValueError: if the images are not of that rank or range, or the network's output is not a finite matrix.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(f"metrics take images (N, C, H, W) in [-1, 1], not {images.dtype} of {tuple(images.shape)}")
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
+            raise ValueError(f"metrics take images in [-1, 1], and these reach from {low:g} to {high:g}")
+        features = self.net(images)
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"the feature net {self.name} must return features ({len(images)}, d), but returned {got}")
+        if not features.isfinite().all():
+            raise ValueError(f"the feature net {self.name} returned NaN or infinite features")
+        return features
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """Map features (N, d) to class logits (N, num_classes)."""
+        return cast(Any, self.net).logits(features)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the name and the weights."""
+        digest = hashlib.sha256(self.name.encode())
+        for key, value in sorted(self.net.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+class Inception(nn.Module):
+    """torchmetrics' Inception-v3 (2048 features) for images in [-1, 1], grey or colour; its weights are downloaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        try:
+            self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                "--metrics.feature inception needs the package torch-fidelity: pip install torch-fidelity"
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"Inception's weights could not be downloaded ({error}); connect to a network, or use --metrics.feature digits"
+            ) from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 1 or 3, H, W) in [-1, 1] to features (N, 2048)."""
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+        return self.net(pixels.expand(-1, 3, -1, -1))
+
+
+def load_feature_net(name: str) -> FeatureNet:
+    """Return the feature net of that name: digits, inception, or package.module.Class, built without arguments.
+
+    Raises:
+        ValueError: if there is none, or it cannot be built, or the digit net's weights are corrupt.
+        OSError: if Inception's weights cannot be had.
+    """
+    if name == "digits":
+        return FeatureNet(name, load_digit_net())
+    if name == "inception":
+        return FeatureNet(name, Inception())
+    module_name, _, class_name = name.rpartition(".")
+    if not module_name:
+        raise ValueError(
+            f"unknown --metrics.feature {name!r}; choose from {', '.join(NAMES)}, or name a class: package.module.Class"
+        )
+    try:
+        kind = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--metrics.feature {name}: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"--metrics.feature {name} is not a torch.nn.Module class")
+    try:
+        net = kind()
+    except TypeError as error:
+        raise ValueError(f"--metrics.feature {name} must be built without arguments ({error})") from error
+    return FeatureNet(name, net)
