@@ -64,9 +64,12 @@ class SampleQuality:
         for metric in (self._kid, self._manifold, self._classes, self._fid):
             if metric is not None:
                 metric.reset()
+        # A rank without a share would leave the others waiting for it, or not know what it is to answer.
+        nothing = torch.empty(0, dtype=torch.long, device=self.device)
+        self._fid.update(self._none.double(), real=False)
         for metric in (self._kid, self._manifold):
-            for real in (True, False):  # a rank without a share would leave the others waiting for it
-                metric.update(self._none, torch.empty(0, dtype=torch.long, device=self.device), real=real)
+            for real in (True, False):
+                metric.update(self._none, nothing, real=real)
         for images, index in chunks:
             self._update(images, index, real=False)
         # First the one that says clearly when there are too few images.
@@ -78,7 +81,7 @@ class SampleQuality:
 
     def _update(self, images: Tensor, index: Tensor, *, real: bool) -> None:
         features = self.net(images.to(self.device))
-        self._fid.update(features, real=real)
+        self._fid.update(features.double(), real=real)
         for metric in (self._kid, self._manifold):
             metric.update(features, index.to(self.device), real=real)
         if self._classes is not None and not real:
