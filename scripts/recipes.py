@@ -108,11 +108,11 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Recipes, measured",
         "",
-        "Written by `python scripts/recipes.py` from `docs/recipes.json`; not to be edited by hand. Every seed was fresh: none was",
-        "used to choose a setting. `best.ckpt` of each run, chosen by FID on one set of latents, is measured on 5 others,",
-        f"{rows[0]['num_samples']:,} samples each, against as many held-out digits, on the features of the pinned digit net. ± is the",
-        "standard deviation over training seeds. The floor is what as many real training digits get; the controls are real",
-        "training digits without the first class, and blurred ones.",
+        "Written by `python scripts/recipes.py` from `docs/recipes.json`; not to be edited by hand. No seed was used to choose",
+        "a setting. `best.ckpt` of each run, chosen by FID on one set of latents, is measured on 5 others,",
+        f"{rows[0]['num_samples']:,} samples each, against as many held-out digits, by the features of the pinned digit net.",
+        "± is the standard deviation over training seeds. The floor is what as many real training digits get; the controls are",
+        "real training digits without the first class, and blurred ones.",
         "",
     ]
     for recipe in RECIPES:
@@ -125,16 +125,11 @@ def page(rows: Sequence[Row]) -> str:
 def recipe_lines(rows: Sequence[Row]) -> list[str]:
     """Return one recipe's tables."""
     first = rows[0]
-    machine, versions = first["machine"], first["versions"]
-    seconds = [row["seconds"] for row in rows]
     fids = [row["test"]["fid"]["mean"] for row in rows]
     floor = first["test"]["fid"]["floor"]
     lines = [
-        f"{len(rows)} seeds ({', '.join(str(row['seed']) for row in rows)}). FID {spread(fids)}, {mean(fids) / floor:.1f} times the "
-        f"floor of {floor:.3f}. `fit` took {median(seconds):.0f} s (median; {min(seconds):.0f} to {max(seconds):.0f}) with "
-        f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-        + (f", {first['jobs']} runs at a time" if first["jobs"] > 1 else "")
-        + f", on {machine['cores']} cores ({machine['device']}), torch {versions['torch']}.",
+        f"Seeds {', '.join(str(row['seed']) for row in rows)}. **FID {spread(fids)}, {mean(fids) / floor:.1f} times the floor** of "
+        f"{floor:.3f}. {timing(rows)}",
         "",
         "| metric | mean ± sd | least | most | floor | a class dropped | blurred |",
         "|---|---|---|---|---|---|---|",
@@ -145,20 +140,30 @@ def recipe_lines(rows: Sequence[Row]) -> list[str]:
         lines.append(f"| {name} | {spread(values)} | {min(values):.4f} | {max(values):.4f} | {references} |")
     lines += [
         "",
-        "FID by what G is sampled with: its own weights or their moving average, normalized by running statistics, by the batch's",
-        "own, or by precise ones (one set of latents).",
+        "FID by what G is sampled with: its own weights or their moving average, normalized by running statistics, by the",
+        "batch's own, or by precise ones (one set of latents).",
         "",
-        "| weights, statistics | FID | against raw, running | worse in |",
+        "| weights, statistics | FID | less raw, running | worse in |",
         "|---|---|---|---|",
     ]
     for policy in POLICIES:
         if all(policy in row["sampling"] for row in rows):
             values = [row["sampling"][policy] for row in rows]
             gains = [row["sampling"][policy] - row["sampling"]["raw, running"] for row in rows]
-            lines.append(
-                f"| {policy} | {spread(values)} | {spread(gains, sign=True)} | {sum(gain > 0 for gain in gains)} of {len(gains)} |"
-            )
+            worse = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+            lines.append(f"| {policy} | {spread(values)} | {spread(gains, sign=True)} | {worse} |")
     return lines
+
+
+def timing(rows: Sequence[Row]) -> str:
+    """Return how long the whole fit command took, of those runs that had the machine to themselves."""
+    machine, versions = rows[0]["machine"], rows[0]["versions"]
+    where = f"{machine['cores']} cores ({machine['device']}), torch {versions['torch']}"
+    seconds = [row["seconds"] for row in rows if row["jobs"] == 1 and row["machine"]["threads"] == machine["cores"]]
+    if not seconds:
+        return f"Run on one of {where}, beside other work, so not timed."
+    spans = f"{min(seconds):.0f} to {max(seconds):.0f}, " if len(seconds) > 1 else ""
+    return f"`fit` took {median(seconds):.0f} s ({spans}n={len(seconds)}) on {where}."
 
 
 def spread(values: Sequence[float], *, sign: bool = False) -> str:
