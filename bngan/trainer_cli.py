@@ -77,6 +77,13 @@ class GanCLI(LightningCLI):
         parser.link_arguments("model.accumulate", "data.parts_per_update")
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            # Lightning would print floors and controls as metrics, in a second table.
+            parser.set_defaults(verbose=False)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for path in config_files(self.arguments):
             check_config_file(path)

@@ -127,9 +127,10 @@ def recipe_lines(rows: Sequence[Row]) -> list[str]:
     first = rows[0]
     fids = [row["test"]["fid"]["mean"] for row in rows]
     floor = first["test"]["fid"]["floor"]
+    seeds = ", ".join(str(row["seed"]) for row in rows)
     lines = [
-        f"Seeds {', '.join(str(row['seed']) for row in rows)}. **FID {spread(fids)}, {mean(fids) / floor:.1f} times the floor** of "
-        f"{floor:.3f}. {timing(rows)}",
+        f"Seeds {seeds}. **FID {spread(fids)}, {mean(fids) / floor:.1f} times the floor**",
+        f"of {floor:.3f}. {timing(rows)}",
         "",
         "| metric | mean ± sd | least | most | floor | a class dropped | blurred |",
         "|---|---|---|---|---|---|---|",

@@ -238,7 +238,9 @@ def test_validate_and_test_measure_a_checkpoint(
     monkeypatch.chdir(tmp_path)
     common = (f"--ckpt_path={run.best}", f"--data.root={mnist_root}", "--metrics.num_samples=500")
     assert main(["validate", *common]) == 0
-    assert "val/fid" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "average, precise" in output
+    assert "bn_gap" in output
     assert main(["test", *common, "--trainer.default_root_dir=tested"]) == 0
     output = capsys.readouterr().out
     assert "floor" in output

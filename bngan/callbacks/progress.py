@@ -66,6 +66,12 @@ class RunProgress(ProgressBar):
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._show(trainer, pl_module, time.monotonic())
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            for tag, value in sorted(trainer.callback_metrics.items()):
+                if tag.startswith(("val/d_", "bn/")):
+                    print(f"{tag:<32} {float(value):.4f}", flush=True)
+
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if self._enabled:
             self._show(trainer, pl_module, time.monotonic())

@@ -25,6 +25,7 @@ from bngan.sampling import to_uint8
 DIGIT_SHAPE = (1, 28, 28)
 DIGIT_SETS = ("mnist", "emnist_digits")
 TEST_SEEDS = 5
+LEAST_REAL = 6
 # Raised when the same key would stand for other numbers.
 FLOORS_VERSION = 1
 # What stands beside a value: real training images in the samples' place, whole and spoilt.
@@ -70,6 +71,12 @@ class Quality(Callback):
                 flush=True,
             )
         if self._active and self._quality is None:
+            found = len(cast(Any, trainer).datamodule.subset(LEAST_REAL, train=False).labels)
+            if found < LEAST_REAL:
+                raise ValueError(
+                    f"metrics need at least {LEAST_REAL} held-out images, and there are {found}: give more pictures, or "
+                    "--metrics.num_samples 0"
+                )
             net = load_feature_net(self.feature)
             self._quality = SampleQuality(net, cast(Any, pl_module.image_shape), trainer.strategy.root_device)
             least = 2 * self._quality.num_features
