@@ -136,37 +136,47 @@ class Quality(Callback):
             self._write("test.json", {"num_samples": self.num_samples, "seeds": list(seeds), **report})
 
     def _compare_sampling(self, trainer: Trainer, gan: GAN) -> None:
-        """Measure samples by each kind of statistics, of G's weights and of their average, and the gap between them."""
-        kinds: list[Weights] = ["raw"] if gan.average is None else ["average", "raw"]
-        samplings: tuple[Sampling, ...] = SAMPLINGS if any(batch_norm_layers(gan.generator)) else ("running",)
-        columns: dict[str, Values] = {}
-        for weights in kinds:
-            for sampling in samplings:
-                columns[f"{weights}, {sampling}"] = self._measure(trainer, gan, self.seed, weights, sampling)
-        own = f"{kinds[0]}, {gan.default_sampling if len(samplings) > 1 else 'running'}"
-        self._last = dict(columns[own])
-        report: dict[str, Any] = {"num_samples": self.num_samples, **columns, **self._references}
-        if len(samplings) > 1:
-            fids = {sampling: columns[f"{kinds[0]}, {sampling}"]["fid"] for sampling in SAMPLINGS}
-            report["bn_gap"] = fids["running"] - fids["precise"]
-            for sampling, value in fids.items():
-                gan.log(f"val/fid_{sampling}", value)
-            gan.log("val/bn_gap", report["bn_gap"])
+        """Measure samples as the run draws them, and FID by each kind of statistics, of G's weights and of their average."""
+        self._last = self._measure(trainer, gan, self.seed)
+        report: dict[str, Any] = {"num_samples": self.num_samples, "value": self._last, **self._references}
         if trainer.is_global_zero:
-            self._print_table(columns, note=f"{self.num_samples} samples")
-            if "bn_gap" in report:
-                print(f"bn_gap = FID(running) - FID(precise) = {report['bn_gap']:.4f}", flush=True)
+            self._print_table({"value": self._last}, note=f"{self.num_samples} samples")
+        if any(batch_norm_layers(gan.generator)):
+            kinds: list[Weights] = ["raw"] if gan.average is None else ["average", "raw"]
+            fids = {
+                f"{weights}, {sampling}": self._measure(trainer, gan, self.seed, weights, sampling, fid_alone=True)
+                for weights in kinds
+                for sampling in SAMPLINGS
+            }
+            for sampling in SAMPLINGS:
+                gan.log(f"val/fid_{sampling}", fids[f"{kinds[0]}, {sampling}"]["fid"])
+            gap = fids[f"{kinds[0]}, running"]["fid"] - fids[f"{kinds[0]}, precise"]["fid"]
+            gan.log("val/bn_gap", gap)
+            report = {**report, **fids, "bn_gap": gap}
+            if trainer.is_global_zero:
+                print(f"\nFID by the weights and the statistics that G is sampled with ({self.num_samples} samples)")
+                print("\n".join(f"{policy:<17} {value['fid']:9.4f}" for policy, value in fids.items()))
+                print(f"bn_gap = FID(running) - FID(precise) = {gap:.4f}", flush=True)
+        if trainer.is_global_zero:
             self._write("validate.json", report)
 
     def _measure(
-        self, trainer: Trainer, gan: GAN, seed: int, weights: Weights | None = None, sampling: Sampling | None = None
+        self,
+        trainer: Trainer,
+        gan: GAN,
+        seed: int,
+        weights: Weights | None = None,
+        sampling: Sampling | None = None,
+        *,
+        fid_alone: bool = False,
     ) -> Values:
         assert self._quality is not None
         with gan.sampler(weights, sampling, batch_per_device(trainer, gan)) as sampler:
-            return self._quality.measure(
+            samples = (
                 (to_unit_range(to_uint8(sampler.samples(start, stop, seed))), torch.arange(start, stop))
                 for start, stop in self._own_chunks(self.num_samples)
             )
+            return self._quality.measure(samples, fid_alone=fid_alone)
 
     def _measure_references(self, trainer: Trainer) -> None:
         """Give the real images to the metrics, and work out the floor and the controls, or find them in the data's folder."""

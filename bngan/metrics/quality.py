@@ -55,8 +55,10 @@ class SampleQuality:
         for images, index in chunks:
             self._update(images, index, real=True)
 
-    def measure(self, chunks: Numbered) -> dict[str, float]:
+    def measure(self, chunks: Numbered, *, fid_alone: bool = False) -> dict[str, float]:
         """Return the metrics of images in chunks like those of set_real, of which this is this rank's share.
+
+        With `fid_alone` the others, which take most of the time, are left out.
 
         Raises:
             ValueError: if there are too few images, or they have another shape or range than the net takes.
@@ -72,6 +74,8 @@ class SampleQuality:
                 metric.update(self._none, nothing, real=real)
         for images, index in chunks:
             self._update(images, index, real=False)
+        if fid_alone:
+            return {"fid": float(self._fid.compute())}
         # First the one that says clearly when there are too few images.
         manifold = self._manifold.compute()
         values = {"fid": self._fid.compute(), **self._kid.compute(), **manifold}
