@@ -194,11 +194,12 @@ class Quality(Callback):
             digest.update(str(tuple(images.shape)).encode() + images.numpy().tobytes())
         # Another run may be writing the file, so only one rank reads it, and what it found holds for all.
         path, key = Path(data.root) / "floors.json", digest.hexdigest()
-        found = trainer.strategy.broadcast(_read_cache(path).get(key) if trainer.is_global_zero else None)
+        known = _read_cache(path) if trainer.is_global_zero else {}
+        found = trainer.strategy.broadcast(known.get(key))
         if found is None:
             found = {name: quality.measure(self._own_rows(controls[name])) for name in names}
             if trainer.is_global_zero and self._run_folder is not None:
-                _write_cache(path, {**_read_cache(path), key: found})
+                _write_cache(path, {**known, key: found})
         self._references = found
 
     def _own_rows(self, images: Tensor) -> Chunks:
@@ -228,10 +229,13 @@ def _read_cache(path: Path) -> dict[str, dict[str, Values]]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError:
+        content = None
+    if not isinstance(content, dict):
         print(f"{path} is damaged and is written anew.", flush=True)
         return {}
+    return content
 
 
 def _write_cache(path: Path, content: dict[str, dict[str, Values]]) -> None:

@@ -1,6 +1,10 @@
 """The networks whose features metrics compare: the pinned digit net, Inception, or anyone's own."""
 
 import hashlib
+import inspect
+import os
+import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, cast
 
@@ -45,7 +49,11 @@ class FeatureNet(nn.Module):
         low, high = (float(value) for value in images.aminmax())
         if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
             raise ValueError(f"metrics take images in [-1, 1], and these reach from {low:g} to {high:g}")
-        features = self.net(images)
+        try:
+            features = self.net(images)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"the feature net {self.name} does not take images {tuple(images.shape)}: {reason}") from error
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"the feature net {self.name} must return features ({len(images)}, d), but returned {got}")
@@ -59,8 +67,10 @@ class FeatureNet(nn.Module):
         return cast(Any, self.net).logits(features)
 
     def fingerprint(self) -> str:
-        """Return a hash of the name and the weights."""
+        """Return a hash of the name, the class's text where it can be had, and the weights."""
         digest = hashlib.sha256(self.name.encode())
+        with suppress(OSError, TypeError):
+            digest.update(inspect.getsource(type(self.net)).encode())
         for key, value in sorted(self.net.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -107,9 +117,11 @@ def load_feature_net(name: str) -> FeatureNet:
         raise ValueError(
             f"unknown --metrics.feature {name!r}; choose from {', '.join(NAMES)}, or name a class: package.module.Class"
         )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a person's own module most likely is
     try:
         kind = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"--metrics.feature {name}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"--metrics.feature {name} is not a torch.nn.Module class")

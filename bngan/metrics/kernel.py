@@ -24,7 +24,12 @@ class KernelDistance(FeaturePairs):
         real, fake = self.sets(at_least=2)
         size = min(self.subset_size, len(real), len(fake))
         whole = size == len(real) == len(fake)
-        kid = KernelInceptionDistance(feature=nn.Identity(), subsets=1 if whole else self.subsets, subset_size=size)
+        kid = KernelInceptionDistance(
+            feature=nn.Identity(),
+            subsets=1 if whole else self.subsets,
+            subset_size=size,
+            sync_on_compute=False,  # these features are already those of all ranks
+        )
         kid.update(real.double(), real=True)
         kid.update(fake.double(), real=False)
         with torch.random.fork_rng(devices=[]):

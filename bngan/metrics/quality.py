@@ -44,6 +44,9 @@ class SampleQuality:
         self._fid = FrechetInceptionDistance(feature=stand_in, reset_real_features=False).to(device)
         self._kid, self._manifold = KernelDistance().to(device), Manifold().to(device)
         self._classes = None if net.num_classes is None else ClassHistogram(net.num_classes).to(device)
+        # A rank without a share would leave the others waiting for it, or not know what it is to answer: it has an empty one.
+        self._no_index = torch.empty(0, dtype=torch.long, device=self.device)
+        self._take(self._none, self._no_index, real=True)
 
     @property
     def num_features(self) -> int:
@@ -66,12 +69,7 @@ class SampleQuality:
         for metric in (self._kid, self._manifold, self._classes, self._fid):
             if metric is not None:
                 metric.reset()
-        # A rank without a share would leave the others waiting for it, or not know what it is to answer.
-        nothing = torch.empty(0, dtype=torch.long, device=self.device)
-        self._fid.update(self._none.double(), real=False)
-        for metric in (self._kid, self._manifold):
-            for real in (True, False):
-                metric.update(self._none, nothing, real=real)
+        self._take(self._none, self._no_index, real=False)
         for images, index in chunks:
             self._update(images, index, real=False)
         if fid_alone:
@@ -84,9 +82,11 @@ class SampleQuality:
         return {name: float(value) for name, value in values.items()}
 
     def _update(self, images: Tensor, index: Tensor, *, real: bool) -> None:
-        features = self.net(images.to(self.device))
+        self._take(self.net(images.to(self.device)), index.to(self.device), real=real)
+
+    def _take(self, features: Tensor, index: Tensor, *, real: bool) -> None:
         self._fid.update(features.double(), real=real)
         for metric in (self._kid, self._manifold):
-            metric.update(features, index.to(self.device), real=real)
+            metric.update(features, index, real=real)
         if self._classes is not None and not real:
             self._classes.update(self.net.logits(features))

@@ -1,0 +1,543 @@
+"""Each finding of `bngan doctor` on a GAN that has just that fault, and none on one that has not."""
+
+import pickle
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from bngan import GAN
+from bngan.batchnorm import BatchNorm, batch_norm_layers, recalibrate, running_statistics, sampling_statistics, score
+from bngan.cli import main
+from bngan.doctor import Finding, diagnose, examine_layers, examine_settings, examine_training
+from tests.conftest import QUICK, REPOSITORY, only_run
+from tests.test_gan import images, tiny, trainer
+
+EPS = "eps that looks like a momentum"
+BIAS = "bias before batch norm"
+DIVERGED = "running statistics far from the batch's"
+DEAD = "dead channels"
+EXPLODING = "exploding channels"
+NO_VARIANCE = "variance no larger than eps"
+PENALTY = "penalty on a batch-normalized D"
+BLIND = "D blind in separate batches"
+LEANING = "D's running statistics lean towards fakes"
+SMALL_BATCH = "batch too small for batch norm"
+EMA_COPY = "average of G without its buffers"
+EMA_DIVERGED = "average of G far from its own statistics"
+
+Part = tuple[str, BatchNorm]
+
+
+def latents(gan: GAN) -> Tensor:
+    return torch.randn(256, gan.latent_dim, generator=torch.Generator().manual_seed(3))
+
+
+def fakes(gan: GAN) -> Tensor:
+    with sampling_statistics(gan.generator, "batch"):
+        return gan.generate(latents(gan))
+
+
+@pytest.fixture
+def real() -> Tensor:
+    """Pictures of two grey levels, which no untrained G makes."""
+    pixels = torch.rand(256, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    return 1.4 * (pixels > 0.4).float() - 0.7
+
+
+def settle(gan: GAN, real: Tensor) -> GAN:
+    """Let all running statistics be those that the networks as they are have on real images and fakes."""
+    recalibrate(gan.generator, [latents(gan)])
+    if gan.average is not None:
+        recalibrate(gan.average.module, [latents(gan)])
+    recalibrate(gan.discriminator, [torch.cat([real, fakes(gan)])])
+    return gan
+
+
+def healthy(real: Tensor, **settings: Any) -> GAN:
+    """A GAN with nothing wrong: no bias before batch norm, a D that tells real from fake, statistics of its own weights."""
+    gan = tiny(**{"network": "conv", "image_shape": (1, 16, 16), **settings})
+    seen = fakes(gan)
+    optimizer = torch.optim.Adam(gan.discriminator.parameters(), lr=0.01)
+    for _ in range(20):
+        loss = gan.loss.discriminator(*score(gan.logits, real[:64], seen[:64], gan.batching))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    gan.iterations_done = 1
+    return settle(gan, real)
+
+
+def examined(gan: GAN, real: Tensor) -> list[Finding]:
+    return [*examine_layers(gan), *examine_training(gan, real)]
+
+
+def names(findings: list[Finding]) -> list[str]:
+    return [finding.name for finding in findings]
+
+
+def layers(network: nn.Module) -> list[Part]:
+    return list(batch_norm_layers(network))
+
+
+@torch.no_grad()
+def dead_channels(gan: GAN, real: Tensor, count: int = 2) -> None:
+    layers(gan.generator)[0][1].bias[:count] = -100.0
+    settle(gan, real)
+
+
+@torch.no_grad()
+def exploding_channels(gan: GAN, real: Tensor, times: float = 1e6) -> None:
+    name, _ = layers(gan.discriminator)[0]
+    before = gan.discriminator.get_submodule(f"net.{int(name.split('.')[1]) - 1}")
+    assert isinstance(before.weight, Tensor)
+    before.weight.mul_(times)
+    settle(gan, real)
+
+
+@torch.no_grad()
+def vanishing_channels(gan: GAN, real: Tensor) -> None:
+    name, _ = layers(gan.discriminator)[0]
+    before = gan.discriminator.get_submodule(f"net.{int(name.split('.')[1]) - 1}")
+    assert isinstance(before.weight, Tensor)
+    before.weight[:4] *= 1e-4
+    settle(gan, real)
+
+
+@torch.no_grad()
+def tampered_running_mean(gan: GAN, real: Tensor, deviations: float = 2.0) -> None:
+    mean, var = running_statistics(layers(gan.generator)[-1][1])
+    mean += deviations * var.sqrt()
+
+
+@torch.no_grad()
+def tampered_running_var(gan: GAN, real: Tensor) -> None:
+    running_statistics(layers(gan.generator)[0][1])[1].mul_(0.1)
+
+
+@torch.no_grad()
+def tampered_average(gan: GAN, real: Tensor) -> None:
+    assert gan.average is not None
+    running_statistics(layers(gan.average.module)[0][1])[1].mul_(0.1)
+
+
+def leaning(gan: GAN, real: Tensor, share: float = 1.0) -> None:
+    """Let D's running mean lie that share of the way from real images to fakes."""
+    running_mean, _ = running_statistics(layers(gan.discriminator)[0][1])
+    recalibrate(gan.discriminator, [real])
+    of_real = running_mean.clone()
+    recalibrate(gan.discriminator, [fakes(gan)])
+    of_fakes = running_mean.clone()
+    settle(gan, real)
+    running_mean.copy_(torch.lerp(of_real, of_fakes, share))
+
+
+@torch.no_grad()
+def constant(gan: GAN, real: Tensor) -> None:
+    last = [module for module in gan.discriminator.modules() if isinstance(module, nn.Conv2d)][-1]
+    assert last.bias is not None
+    last.weight.zero_()
+    last.bias.zero_()
+
+
+def separate_and_constant(gan: GAN, real: Tensor) -> None:
+    gan.batching = "separate"
+    constant(gan, real)
+
+
+Fault = Callable[[GAN, Tensor], None]
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "two dead channels of 16": (dead_channels, DEAD),
+    "weights of D a million times larger": (exploding_channels, EXPLODING),
+    "a quarter of D's channels all but off": (vanishing_channels, NO_VARIANCE),
+    "G's running mean two deviations away": (tampered_running_mean, DIVERGED),
+    "G's running variance a tenth": (tampered_running_var, DIVERGED),
+    "the average's running variance a tenth": (tampered_average, EMA_DIVERGED),
+    "D's running mean that of fakes": (leaning, LEANING),
+    "D constant, in separate batches": (separate_and_constant, BLIND),
+}
+
+
+@pytest.mark.parametrize("batching", ["joint", "separate"])
+def test_healthy_gan_has_no_finding(batching: str, real: Tensor) -> None:
+    assert examined(healthy(real, batching=batching), real) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_and_nothing_else(fault: str, real: Tensor) -> None:
+    spoil, name = FAULTS[fault]
+    gan = healthy(real)
+    spoil(gan, real)
+    (finding,) = examined(gan, real)
+    assert finding.name == name
+    assert any(letter.isdigit() for letter in finding.evidence)
+    assert finding.remedy
+
+
+NEAR_FAULTS: dict[str, Fault] = {
+    "one dead channel of 16": lambda gan, real: dead_channels(gan, real, count=1),
+    "weights of D ten times larger": lambda gan, real: exploding_channels(gan, real, times=10.0),
+    "G's running mean half a deviation away": lambda gan, real: tampered_running_mean(gan, real, deviations=0.5),
+    "D's running mean balanced": lambda gan, real: leaning(gan, real, share=0.5),
+    "D's running mean that of real images": lambda gan, real: leaning(gan, real, share=0.0),
+    "D constant, in joint batches": constant,
+}
+
+
+@pytest.mark.parametrize("fault", NEAR_FAULTS)
+def test_what_comes_near_a_fault_is_no_finding(fault: str, real: Tensor) -> None:
+    gan = healthy(real)
+    NEAR_FAULTS[fault](gan, real)
+    assert examined(gan, real) == []
+
+
+def test_lean_is_told_between_real_and_fake(real: Tensor) -> None:
+    gan = healthy(real)
+    for share, expected in ((0.6, []), (0.7, [LEANING])):
+        leaning(gan, real, share)
+        assert names(examined(gan, real)) == expected, share
+
+
+def test_evidence_names_the_layer_at_fault(real: Tensor) -> None:
+    for spoil, layer in (
+        (dead_channels, "net.3 2 of 16"),
+        (tampered_running_mean, "net.5"),
+        (tampered_running_var, "net.2"),
+        (exploding_channels, "discriminator.net.3"),
+        (vanishing_channels, "discriminator.net.3 in 25%"),
+    ):
+        gan = healthy(real)
+        spoil(gan, real)
+        (finding,) = examined(gan, real)
+        assert layer in finding.evidence
+
+
+def test_untrained_networks_are_not_blamed_for_their_variances(real: Tensor) -> None:
+    gan = healthy(real)
+    exploding_channels(gan, real)
+    assert names([*examine_layers(gan)]) == [EXPLODING]
+    gan.iterations_done = 0
+    assert [*examine_layers(gan)] == []
+
+
+@pytest.mark.parametrize(("eps", "expected"), [(0.8, [EPS]), (0.01, [EPS]), (1e-3, []), (1e-5, [])])
+def test_eps_that_looks_like_a_momentum_is_found(eps: float, expected: list[str]) -> None:
+    gan = tiny(network="conv", image_shape=(1, 16, 16), bn_eps=eps)
+    findings = [*examine_layers(gan)]
+    assert names(findings) == expected
+    for finding in findings:
+        assert f"{eps:g}" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 2 * (8 + 16)),
+        ({"d_norm": "none"}, 8 + 16),
+        ({"g_norm": "reference", "d_norm": "layer"}, 8 + 16),
+        ({"g_norm": "layer", "d_norm": "group"}, 0),
+        ({"network": "conv", "image_shape": (1, 16, 16)}, 0),
+    ],
+)
+def test_biases_before_batch_norm_are_counted(settings: dict[str, Any], expected: int) -> None:
+    findings = [*examine_layers(tiny(**settings))]
+    assert names(findings) == [BIAS] * (expected > 0)
+    for finding in findings:
+        assert f"these {expected} weights" in finding.evidence
+    if not settings:
+        (finding,) = findings
+        for name in ("generator.net.0.bias", "generator.net.3.bias", "discriminator.net.0.bias", "discriminator.net.3.bias"):
+            assert name in finding.evidence
+
+
+def pictures() -> Tensor:
+    return torch.cat([batch for batch, _ in images()])[:256]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [BIAS]),
+        ({"bn_momentum": 1e-4}, [BIAS, DIVERGED, EMA_DIVERGED]),
+        ({"bn_momentum": 1e-4, "ema_decay": 0.0}, [BIAS, DIVERGED]),
+        ({"batching": "separate"}, [BIAS, BLIND]),
+        ({"bn_eps": 0.8}, [BIAS, EPS, NO_VARIANCE]),
+    ],
+)
+def test_trained_gan_has_the_faults_of_its_settings(settings: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
+    gan = tiny(**settings)
+    trainer(tmp_path, max_epochs=10).fit(gan, images())
+    assert sorted(names(examined(gan, pictures()))) == sorted(expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batching": "separate"}, {"d_dropout": 0.5}, {"ema_decay": 0.0}, {"d_norm": "none"}])
+def test_examination_changes_nothing(settings: dict[str, Any], real: Tensor) -> None:
+    gan = healthy(real, **settings)
+    gan.generator.eval()
+    before = {name: value.clone() for name, value in gan.state_dict().items()}
+    flags = [(part.training, getattr(part, "track_running_stats", None)) for part in gan.modules()]
+    drawn = torch.random.get_rng_state()
+    first = examined(gan, real)
+    assert torch.is_grad_enabled()
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert [(part.training, getattr(part, "track_running_stats", None)) for part in gan.modules()] == flags
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in gan.modules())
+    for name, value in gan.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(value.grad is None for value in gan.generator.parameters())
+    assert examined(gan, real) == first
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]] = {
+    "none": ({}, {}, {}, []),
+    "r1": ({"r1": 1.0}, {}, {}, [PENALTY]),
+    "r2": ({"r2": 1.0, "d_norm": "reference"}, {}, {}, [PENALTY]),
+    "gradient penalty": ({"gradient_penalty": 1.0}, {}, {}, [PENALTY]),
+    "wasserstein": ({"loss": "wasserstein"}, {}, {}, [PENALTY]),
+    "wasserstein without its penalty": ({"loss": "wasserstein", "gradient_penalty": 0.0}, {}, {}, []),
+    "r1 with layer norm": ({"r1": 1.0, "d_norm": "layer"}, {}, {}, []),
+    "16 images on 4 devices": ({}, {"batch_size": 16}, {"devices": 4}, [SMALL_BATCH]),
+    "16 images on 1 device": ({}, {"batch_size": 16}, {"devices": 1}, []),
+    "16 images on any device": ({}, {"batch_size": 16}, {"devices": "auto"}, []),
+    "64 images on 4 devices": ({}, {"batch_size": 64}, {"devices": 4}, []),
+    "8 images": ({}, {"batch_size": 8}, {}, [SMALL_BATCH]),
+    "128 images in 16 parts": ({"accumulate": 16}, {}, {}, [SMALL_BATCH]),
+    "8 images without batch norm": ({"g_norm": "group", "d_norm": "none"}, {"batch_size": 8}, {}, []),
+    "8 images with batch norm in G alone": ({"d_norm": "none"}, {"batch_size": 8}, {}, [SMALL_BATCH]),
+    "copied buffers": ({"ema_buffers": "copy"}, {}, {}, [EMA_COPY]),
+    "recalibrated buffers": ({"ema_buffers": "recalibrate"}, {}, {}, []),
+    "averaged buffers": ({"ema_buffers": "average"}, {}, {}, []),
+    "copied buffers of no average": ({"ema_buffers": "copy", "ema_decay": 0.0}, {}, {}, []),
+    "copied buffers without batch norm": ({"ema_buffers": "copy", "g_norm": "layer"}, {}, {}, []),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_tell_what_is_wrong(case: str, tmp_path: Path) -> None:
+    model, data, training, expected = SETTINGS[case]
+    assert names([*examine_settings(model, data, training)]) == expected
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": {**model, "hidden_dim": 8}, "data": data, "trainer": training}))
+    assert [name for name in names(diagnose(recipe)[1]) if name != BIAS] == expected
+
+
+def test_penalty_is_told_by_name_and_small_batches_by_number() -> None:
+    (finding,) = examine_settings({"r1": 1.0, "r2": 0.5}, {}, {})
+    assert "r1, r2" in finding.evidence
+    (finding,) = examine_settings({"accumulate": 2}, {"batch_size": 16}, {"devices": 4})
+    assert finding.evidence.startswith("2 images at a time")
+
+
+RECIPES = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_that_come_along_have_nothing_wrong(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = REPOSITORY / "configs" / name
+    network = (yaml.safe_load(path.read_text()).get("model") or {}).get("network", "mlp")
+    found, findings = diagnose(path)
+    assert name in found
+    assert names(findings) == ([BIAS] if network == "mlp" else [])
+    assert main(["doctor", str(path)]) == 0
+    output = capsys.readouterr().out
+    assert ("1 finding." if findings else "Nothing found.") in output
+
+
+def test_command_tells_each_finding_its_evidence_and_its_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text("model: {bn_eps: 0.8, ema_buffers: copy}\ndata: {batch_size: 16}\ntrainer: {devices: 4}\n")
+    _, findings = diagnose(recipe)
+    assert names(findings) == [SMALL_BATCH, EMA_COPY, EPS, BIAS]
+    assert main(["doctor", str(recipe)]) == 0
+    output = capsys.readouterr().out
+    for number, finding in enumerate(findings, start=1):
+        assert f"{number}. {finding.name}" in output
+        assert finding.evidence in output
+        assert finding.remedy in output
+    assert "4 findings." in output
+
+
+# Runs and checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_folder(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    where = (f"--data.root={mnist_root}", f"--trainer.default_root_dir={root}")
+    assert main(["fit", *QUICK[::2], "--trainer.max_steps=60", "--metrics.num_samples=0", "--model.hidden_dim=32", *where]) == 0
+    return only_run(root)
+
+
+def test_run_is_examined_by_folder_and_by_checkpoint(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    last = run_folder / "checkpoints" / "last.ckpt"
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    by_folder, by_checkpoint = diagnose(run_folder), diagnose(last)
+    assert "iteration 60, 256 real images" in by_checkpoint[0]
+    assert names(by_folder[1]) == names(by_checkpoint[1]) == [BIAS]
+    assert main(["doctor", str(run_folder)]) == 0
+    output = capsys.readouterr().out
+    assert by_folder[0] in output
+    assert BIAS in output
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+    assert not list(tmp_path.iterdir())
+
+
+def copied(run_folder: Path, to: Path, name: str, spoil: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
+    content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+    spoil(content)
+    path = to / "checkpoints" / f"{name}.ckpt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+def test_best_checkpoint_is_preferred_to_the_last(run_folder: Path, tmp_path: Path) -> None:
+    copied(run_folder, tmp_path, "last")
+    assert "last.ckpt" in diagnose(tmp_path)[0]
+    copied(run_folder, tmp_path, "best")
+    assert "best.ckpt" in diagnose(tmp_path)[0]
+
+
+def test_faults_of_a_checkpoint_are_found(run_folder: Path, tmp_path: Path) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["state_dict"]["generator.net.4.running_mean"] += 5
+        content["hyper_parameters"]["ema_buffers"] = "copy"
+        content["datamodule_hyper_parameters"]["batch_size"] = 8
+
+    assert sorted(names(diagnose(copied(run_folder, tmp_path, "last", spoil))[1])) == sorted(
+        [BIAS, DIVERGED, EMA_COPY, SMALL_BATCH]
+    )
+
+
+def test_data_set_can_be_elsewhere(run_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file")
+
+    def move(content: dict[str, Any]) -> None:
+        content["datamodule_hyper_parameters"]["root"] = str(tmp_path / "occupied")
+
+    path = copied(run_folder, tmp_path, "last", move)
+    assert main(["doctor", str(path)]) == 2
+    assert main(["doctor", str(path), f"--root={mnist_root}"]) == 0
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+
+class Written:
+    """Unpickled by a reader that trusts it, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def an_empty_folder(folder: Path) -> Path:
+    (folder / "run").mkdir()
+    return folder / "run"
+
+
+def a_missing_file(folder: Path) -> Path:
+    return folder / "gone.ckpt"
+
+
+def wrote(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def stored(name: str, content: object) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        torch.save(content, folder / name)
+        return folder / name
+
+    return make
+
+
+FOREIGN = {"state_dict": {"weight": torch.zeros(3)}, "hyper_parameters": {"banana": 3}}
+OTHER_SHAPE = {"state_dict": {"weight": torch.zeros(3)}, "hyper_parameters": {"hidden_dim": 4}}
+MISTAKES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
+    "folder without checkpoints": (an_empty_folder, ("run", "checkpoints/best.ckpt")),
+    "missing file": (a_missing_file, ("gone.ckpt", "there is no")),
+    "missing recipe": (lambda folder: folder / "gone.yaml", ("gone.yaml", "there is no")),
+    "junk": (wrote("a.ckpt", b"junk"), ("a.ckpt", "damaged")),
+    "empty file": (wrote("a.ckpt", b""), ("a.ckpt", "damaged")),
+    "file of another kind": (wrote("a.txt", b"junk"), ("a.txt", "damaged")),
+    "something else in a checkpoint": (stored("a.ckpt", {"weights": 3}), ("a.ckpt", "bngan")),
+    "unknown settings in a checkpoint": (stored("a.ckpt", FOREIGN), ("a.ckpt", "banana")),
+    "weights of other networks": (stored("a.ckpt", OTHER_SHAPE), ("a.ckpt", "does not fit")),
+    "recipe that is no YAML": (wrote("a.yaml", b"model: [1"), ("a.yaml", "YAML", "line")),
+    "empty recipe": (wrote("a.yaml", b""), ("a.yaml", "no settings")),
+    "recipe with an unknown group": (wrote("a.yaml", b"modle: {g_lr: 1}"), ("modle", "model")),
+    "recipe with an unknown setting": (wrote("a.yaml", b"model: {glr: 1}"), ("a.yaml", "glr")),
+    "recipe with an unknown loss": (wrote("a.yaml", b"model: {loss: vanilla}"), ("vanilla", "hinge")),
+    "recipe with a number out of range": (wrote("a.yaml", b"model: {ema_decay: 2}"), ("ema_decay", "[0, 1)")),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_gets_a_short_answer(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BNGAN_TRACEBACK", raising=False)
+    prepare, words = MISTAKES[case]
+    assert main(["doctor", str(prepare(tmp_path))]) == 2
+    answer = capsys.readouterr().err
+    assert answer.startswith("bngan: error: ")
+    assert "Traceback" not in answer
+    assert len(answer.strip().splitlines()) <= 2
+    for word in words:
+        assert word in answer
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--rot=data", "a.ckpt"], ["a.ckpt", "b.ckpt"]])
+def test_mistyped_command_gets_a_short_answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *arguments]) == 2
+    assert "bngan doctor --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_checkpoint_that_holds_code_is_refused_and_runs_nothing(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, written = tmp_path / "evil.ckpt", tmp_path / "written"
+    content = {"state_dict": {}, "hyper_parameters": {"seed": Written(written)}}
+    if form == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    assert main(["doctor", str(path)]) == 2
+    answer = capsys.readouterr().err
+    assert "evil.ckpt is damaged or not a checkpoint" in answer
+    assert "Traceback" not in answer
+    assert not written.exists()
+    # A reader that trusts the same file runs what is in it.
+    if form == "torch":
+        torch.load(path, weights_only=False)["hyper_parameters"]["seed"].close()
+    else:
+        pickle.loads(path.read_bytes())["hyper_parameters"]["seed"].close()
+    assert written.exists()
+
+
+def test_every_finding_is_tried_here() -> None:
+    source = (REPOSITORY / "bngan" / "doctor.py").read_text().splitlines()
+    raised = {after.strip().strip('",') for line, after in pairwise(source) if line.strip().endswith("Finding(")}
+    tried = {EPS, BIAS, DIVERGED, DEAD, EXPLODING, NO_VARIANCE, PENALTY, BLIND, LEANING, SMALL_BATCH, EMA_COPY, EMA_DIVERGED}
+    assert raised == tried
