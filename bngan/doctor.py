@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from bngan import randomness
@@ -25,7 +28,7 @@ from bngan.data import ImageDataModule
 from bngan.data.loader import to_unit_range
 from bngan.gan import GAN
 from bngan.norms import BATCH_COUPLED
-from bngan.sampling import read_checkpoint
+from bngan.sampling import load_gan, read_checkpoint
 
 EPS_LIMIT = 0.01
 EPS_SHARE = 0.1
@@ -64,7 +67,8 @@ class Passed:
         fake: likewise on fakes alone.
         active: for each ReLU of G, the share of latents (C,) for which each channel is above 0 anywhere.
         d_loss: D's loss.
-        chance: D's loss if it cannot tell real from fake.
+        chance: the least loss of a D that gives every image the same logit.
+        spread: standard deviation of D's logits.
     """
 
     generator: dict[str, Statistics]
@@ -74,6 +78,7 @@ class Passed:
     active: dict[str, Tensor]
     d_loss: float
     chance: float
+    spread: float
 
 
 def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
@@ -95,41 +100,69 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
     if not path.is_file():
         raise ValueError(f"there is no {path}; name a run's folder, a checkpoint, or a recipe (.yaml)")
     if path.suffix in (".yaml", ".yml"):
-        from bngan.trainer_cli import DEFAULT_CONFIG, check_config_file
-
-        check_config_file(path)
-        recipes = [yaml.safe_load(file.read_text()) for file in (DEFAULT_CONFIG, path)]
-        model, data, trainer = (
-            {key: value for recipe in recipes for key, value in (recipe.get(group) or {}).items()}
-            for group in ("model", "data", "trainer")
-        )
+        model, data, trainer = _recipe(path)
         findings = [*examine_settings(model, data, trainer)]
-        if not any(finding.name == "penalty on a batch-normalized D" for finding in findings):
-            findings += examine_layers(_build(path, model))
+        if all(finding.name != "penalty on a batch-normalized D" for finding in findings):
+            findings += examine_layers(GAN(**model))
         return f"{path}: its settings and its untrained networks", findings
     content = read_checkpoint(path)
-    model, data = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
-    gan = _build(path, model)
-    try:
-        gan.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{path} does not fit the networks of this version of bngan: {reason}") from error
-    settings = {**data, "root": str(root)} if root is not None else data
-    module = ImageDataModule(
-        **{name: value for name, value in settings.items() if name != "name"}, name=data.get("name", "mnist")
-    )
-    module.prepare_data()
-    real_images = to_unit_range(module.subset(BATCH, train=True).images)
-    findings = [*examine_settings(model, data, {}), *examine_layers(gan), *examine_training(gan, real_images)]
+    gan = load_gan(path)
+    data = content.get("datamodule_hyper_parameters", {})
+    config = path.parents[1] / "config.yaml" if len(path.parents) > 1 else path
+    trainer = (yaml.safe_load(config.read_text()) or {}).get("trainer", {}) if config.is_file() else {}
+    real_images = _real_images(path, data if root is None else {**data, "root": str(root)})
+    findings = [
+        *examine_settings(content["hyper_parameters"], data, trainer),
+        *examine_layers(gan),
+        *examine_training(gan, real_images),
+    ]
     return f"{path}: iteration {gan.iterations_done}, {len(real_images)} real images", findings
 
 
-def _build(path: Path, model: dict[str, Any]) -> GAN:
+def _recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the model's, the data's and the Trainer's settings of a recipe over the default's, checked."""
+    from bngan.trainer_cli import DEFAULT_CONFIG, check_config_file
+
+    check_config_file(path)
+    recipes = [yaml.safe_load(file.read_text()) for file in (DEFAULT_CONFIG, path)]
+    model, data, trainer = (
+        {key: value for recipe in recipes for key, value in (recipe.get(group) or {}).items()}
+        for group in ("model", "data", "trainer")
+    )
+    for group, settings, kind in (("model", model, GAN), ("data", data, ImageDataModule), ("trainer", trainer, Trainer)):
+        for name in settings:
+            if name not in signature(kind).parameters:
+                raise ValueError(f"{path}: there is no setting {group}.{name}; see bngan fit --help.all")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(GAN, "model", instantiate=False)
+    parser.add_class_arguments(ImageDataModule, "data", instantiate=False)
+    checked = parser.parse_object({"model": model, "data": data}).as_dict()
+    for group, name in (("model", "accumulate"), ("data", "batch_size")):
+        value = checked[group][name]  # null passes the parser
+        if value is None or value < 1:
+            raise ValueError(f"{path}: {name} must be an int of at least 1, got {value}")
+    return checked["model"], checked["data"], trainer
+
+
+def _real_images(path: Path, data: dict[str, Any]) -> Tensor:
     try:
-        return GAN(**model)
+        module = ImageDataModule(**data)
     except TypeError as error:
-        raise ValueError(f"{path} has settings that this version of bngan does not know: {error}") from error
+        raise ValueError(f"{path} has data settings that this version of bngan does not know: {error}") from error
+    where = module.folder or module.root
+    if not where.is_dir():
+        raise ValueError(f"the data that {path} was trained on is not in {where}; name its folder by --root")
+    module.prepare_data()
+    return to_unit_range(module.subset(BATCH, train=True).images)
+
+
+def _devices(trainer: dict[str, Any]) -> int:
+    """Return how many devices the Trainer's settings ask for, 1 where that depends on the machine."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str):
+        devices = devices.split(",") if "," in devices else int(devices) if devices.isdigit() else 1
+    count = len(devices) if isinstance(devices, list) else devices
+    return max(1, count if isinstance(count, int) else 1) * max(1, int(trainer.get("num_nodes") or 1))
 
 
 # What the settings alone tell -----------------------------------------------------------------------------------------
@@ -147,8 +180,7 @@ def examine_settings(model: dict[str, Any], data: dict[str, Any], trainer: dict[
             "itself, and D's output for one image depends on the others",
             "--model.d_norm layer, group, spectral or none",
         )
-    devices = trainer.get("devices", 1)
-    devices = devices if isinstance(devices, int) and devices > 0 else 1
+    devices = _devices(trainer)
     normalized = {model.get("g_norm", "batch"), model.get("d_norm", "batch")} & BATCH_COUPLED
     per_device = data.get("batch_size", 128) // (devices * model.get("accumulate", 1))
     if normalized and per_device < SMALL_BATCH:
@@ -245,22 +277,22 @@ def examine_training(gan: GAN, real_images: Tensor) -> Iterator[Finding]:
             f"never above 0 for any of {len(real_images)} latents: {_some(dead)}",
             "a lower --model.g_lr; if gamma is near 0, G has switched these channels off",
         )
-    if gan.batching == "separate" and any(batch_norm_layers(gan.discriminator)):
-        off = abs(passed.d_loss - passed.chance) / abs(passed.chance) if passed.chance else math.inf
-        if off < CHANCE_MARGIN:
-            yield Finding(
-                "D blind in separate batches",
-                f"D's loss is {passed.d_loss:.4f}, chance is {passed.chance:.4f}: normalizing real and fake images apart "
-                "removes what tells them apart",
-                "--model.batching joint",
-            )
+    at_chance = passed.d_loss >= passed.chance - CHANCE_MARGIN * (abs(passed.chance) or passed.spread)
+    if at_chance and gan.batching == "separate" and any(batch_norm_layers(gan.discriminator)):
+        yield Finding(
+            "D blind in separate batches",
+            f"D's loss is {passed.d_loss:.4f}, chance is {passed.chance:.4f}: normalizing real and fake images apart removes "
+            "what tells them apart",
+            "--model.batching joint",
+        )
     skews = {name: _skew(layer, passed, name) for name, layer in batch_norm_layers(gan.discriminator)}
     skewed = [f"{name} {skew:.2f}" for name, skew in skews.items() if skew > SKEW_LIMIT]
     if skewed:
         yield Finding(
             "D's running statistics lean towards fakes",
             f"0 is real, 0.5 balanced, 1 fake: {_some(skewed)}",
-            "--model.d_tracks_g_step false: G's step shows D nothing but fakes",
+            "--model.batching joint, which shows D both at once; in separate batches fakes come last, which a smaller "
+            "--model.bn_momentum makes matter less",
         )
 
 
@@ -331,7 +363,8 @@ def pass_through(gan: GAN, real_images: Tensor) -> Passed:
     finally:
         for handle in handles:
             handle.remove()
-    none = torch.zeros_like(real_logits)
+    constants = torch.linspace(-3, 3, 121, device=gan.device).reshape(-1, 1, 1)
+    chance = min(float(gan.loss.discriminator(constant, constant)) for constant in constants)
     return Passed(
         generator={name: batches[0] for name, batches in generator.items()},
         average={name: batches[0] for name, batches in average.items()},
@@ -339,7 +372,8 @@ def pass_through(gan: GAN, real_images: Tensor) -> Passed:
         fake={name: batches[0] for name, batches in fake.items()},
         active=active,
         d_loss=float(gan.loss.discriminator(real_logits, fake_logits)),
-        chance=float(gan.loss.discriminator(none, none)),
+        chance=chance,
+        spread=float(torch.cat([real_logits, fake_logits]).std()),
     )
 
 

@@ -486,6 +486,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "recipe with an unknown group": (wrote("a.yaml", b"modle: {g_lr: 1}"), ("modle", "model")),
     "recipe with an unknown setting": (wrote("a.yaml", b"model: {glr: 1}"), ("a.yaml", "glr")),
     "recipe with an unknown loss": (wrote("a.yaml", b"model: {loss: vanilla}"), ("vanilla", "hinge")),
+    "recipe with an unknown data setting": (wrote("a.yaml", b"data: {batchsize: 3}"), ("a.yaml", "data.batchsize")),
+    "recipe with an unknown Trainer setting": (wrote("a.yaml", b"trainer: {devixes: 3}"), ("a.yaml", "trainer.devixes")),
+    "recipe with a word for a number": (wrote("a.yaml", b"data: {batch_size: many}"), ("batch_size", "int", "many")),
+    "recipe with nothing for a number": (wrote("a.yaml", b"data: {batch_size: null}"), ("batch_size", "int")),
+    "recipe with no parts": (wrote("a.yaml", b"model: {accumulate: 0}"), ("accumulate", "at least 1")),
+    "recipe with a list for a norm": (wrote("a.yaml", b"model: {g_norm: [batch]}"), ("g_norm", "str")),
+    "weights that are a number": (stored("a.ckpt", {"state_dict": 3, "hyper_parameters": {}}), ("a.ckpt", "does not fit")),
     "recipe with a number out of range": (wrote("a.yaml", b"model: {ema_decay: 2}"), ("ema_decay", "[0, 1)")),
 }
 

@@ -701,12 +701,15 @@ def test_validate_compares_the_statistics_that_samples_are_drawn_with(trained: T
     report, output = measured("validate", trained, own_root, tmp_path / "runs")
     columns = [f"{weights}, {kind}" for weights in ("average", "raw") for kind in ("running", "batch", "precise")]
     (title,) = (line for line in output.splitlines() if line.startswith("metric"))
-    places = [title.index(column) for column in [*columns, "floor", "dropped", "blurred"]]
-    assert places == sorted(places)
+    assert title.split()[1:5] == ["value", "floor", "dropped", "blurred"]
     rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.split()[:1]}
     for metric in METRICS:
-        written = [report[column][metric] for column in [*columns, "floor", "dropped", "blurred"]]
+        written = [report[column][metric] for column in ("value", "floor", "dropped", "blurred")]
         assert [float(cell) for cell in rows[metric]] == pytest.approx(written, abs=1e-4)
+    for column in columns:
+        (line,) = (line for line in output.splitlines() if line.startswith(column))
+        assert float(line.split()[-1]) == pytest.approx(report[column]["fid"], abs=1e-4)
+    assert report["average, running"]["fid"] == pytest.approx(report["value"]["fid"], rel=1e-9)
     gap = report["average, running"]["fid"] - report["average, precise"]["fid"]
     assert report["bn_gap"] == pytest.approx(gap, rel=1e-9)
     assert f"= {gap:.4f}" in output

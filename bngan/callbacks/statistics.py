@@ -19,6 +19,9 @@ from bngan.batchnorm import (
 )
 from bngan.gan import GAN
 
+# Fewer cannot be split into an image and several sets of batch-mates.
+LEAST_IMAGES = 16
+
 
 class BatchNormStatistics(Callback):
     """Logs each batch norm layer's running statistics, gamma and beta, and how far its batches are from them.
@@ -61,9 +64,12 @@ class BatchNormStatistics(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: GAN, outputs: object, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx > 0 or trainer.sanity_checking or len(batch[0]) < 16:
+        if batch_idx > 0 or trainer.sanity_checking:
             return
         real_images = batch[0]
+        # What is logged is a mean over ranks, so either all of them log it or none.
+        if not trainer.strategy.reduce_boolean_decision(len(real_images) >= LEAST_IMAGES, all=True):
+            return
         with torch.no_grad():
             fake_images = pl_module.generate(pl_module.sample_latents(0, 2 * len(real_images)))
         with sampling_statistics(pl_module.discriminator, "batch"):
