@@ -87,12 +87,14 @@ def run(recipe: str, seed: int, jobs: int, threads: int | None, runs: Path, data
     seconds = time.monotonic() - start
     best = folder / "checkpoints" / "best.ckpt"
     record = json.loads((folder / "run.json").read_text())
+    measuring = json.loads((folder / "quality.json").read_text())["validation_seconds"]
     validated = json.loads((command("validate", f"--ckpt_path={best}") / "validate.json").read_text())
     tested = json.loads((command("test", f"--ckpt_path={best}") / "test.json").read_text())
     return {
         "recipe": recipe,
         "seed": seed,
         "seconds": round(seconds, 1),
+        "validation_seconds": round(measuring, 1),
         "jobs": jobs,
         "git": record["git"],
         "versions": record["versions"],
@@ -160,11 +162,13 @@ def timing(rows: Sequence[Row]) -> str:
     """Return how long the whole fit command took, of those runs that had the machine to themselves."""
     machine, versions = rows[0]["machine"], rows[0]["versions"]
     where = f"{machine['cores']} cores ({machine['device']}), torch {versions['torch']}"
-    seconds = [row["seconds"] for row in rows if row["jobs"] == 1 and row["machine"]["threads"] == machine["cores"]]
+    alone = [row for row in rows if row["jobs"] == 1 and row["machine"]["threads"] == machine["cores"]]
+    seconds = [row["seconds"] for row in alone]
     if not seconds:
         return f"Run on one of {where}, beside other work, so not timed."
     spans = f"{min(seconds):.0f} to {max(seconds):.0f}, " if len(seconds) > 1 else ""
-    return f"`fit` took {median(seconds):.0f} s ({spans}n={len(seconds)}) on {where}."
+    share = median(row["validation_seconds"] / row["seconds"] for row in alone)
+    return f"`fit` took {median(seconds):.0f} s ({spans}n={len(seconds)}), {share:.0%} of it validation, on {where}."
 
 
 def spread(values: Sequence[float], *, sign: bool = False) -> str:

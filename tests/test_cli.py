@@ -250,6 +250,13 @@ def test_validate_and_test_measure_a_checkpoint(
     assert report["fid"]["mean"] > report["fid"]["floor"] > 0
 
 
+def test_run_keeps_what_it_measured_last(run: Run) -> None:
+    report = json.loads((run.folder / "quality.json").read_text())
+    assert report["num_samples"] == 200
+    assert 0 < report["floor"]["fid"] < report["value"]["fid"]
+    assert report["validation_seconds"] > 0
+
+
 def test_predict_writes_pictures(run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = (f"--ckpt_path={run.best}", f"--data.root={mnist_root}", "--data.predict_samples=7")

@@ -805,3 +805,29 @@ def test_a_setting_that_cannot_be_measured_by_is_told_in_a_line(
     answer = capsys.readouterr().err
     assert complaint in answer
     assert "Traceback" not in answer
+
+
+def test_inception_is_given_bytes_in_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stand(nn.Module):
+        def __init__(self, **_: object) -> None:
+            super().__init__()
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            assert pixels.dtype == torch.uint8
+            return pixels.flatten(start_dim=1).float()
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Stand)
+    images = torch.linspace(-1, 1, 4).reshape(1, 1, 2, 2)
+    assert load_feature_net("inception")(images).tolist() == [[0.0, 85.0, 170.0, 255.0] * 3]
+
+
+@pytest.mark.parametrize(("error", "remedy"), [(OSError("no route"), "connect"), (ModuleNotFoundError(), "pip install")])
+def test_inception_that_cannot_be_had_is_told_with_a_remedy(
+    error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> nn.Module:
+        raise error
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", fail)
+    with pytest.raises((OSError, ValueError), match=remedy):
+        load_feature_net("inception")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
@@ -58,6 +59,7 @@ class Quality(Callback):
         self._quality: SampleQuality | None = None
         self._references: dict[str, Values] = {}
         self._last: Values = {}
+        self._started = self._seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
@@ -87,6 +89,7 @@ class Quality(Callback):
                 )
 
     def on_validation_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        self._started = time.monotonic()
         if self._active and not trainer.sanity_checking and not self._references:
             self._measure_references(trainer)
 
@@ -106,10 +109,16 @@ class Quality(Callback):
         for reference, values in self._references.items():
             for name, value in values.items():
                 pl_module.log(f"{reference}/{name}", value)
+        self._seconds += time.monotonic() - self._started
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if self._last and trainer.is_global_zero:
-            self._print_table({"value": self._last}, note=f"{self.num_samples} samples, last validation")
+            self._print_table(
+                {"value": self._last},
+                note=f"{self.num_samples} samples, last validation; validation took {self._seconds:.0f} s of the run",
+            )
+            report = {"num_samples": self.num_samples, "validation_seconds": self._seconds, "value": self._last}
+            self._write("quality.json", {**report, **self._references})
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if not self._active:
