@@ -7,10 +7,10 @@ statistics are per channel over N, H and W. `weight` is gamma and `bias` is beta
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Batching = Literal["joint", "separate"]
@@ -76,16 +76,19 @@ class ReferenceBatchNorm(nn.Module):
         return _per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)
 
     def _training_statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        count = z.numel() // self.num_features
+        mean, var, count = self._batch(z)
         if count < 2:
             raise ValueError(
                 f"batch norm in training needs at least 2 values per channel, got {count}: "
                 "the variance of a single value is 0; use a larger batch or call eval()"
             )
-        mean, var = batch_statistics(z)
         if self.track_running_stats:
             self._update_running(mean.detach(), var.detach() * count / (count - 1))
         return mean, var
+
+    def _batch(self, z: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return the mean, the biased variance and the number of values per channel of the batch."""
+        return *batch_statistics(z), z.numel() // self.num_features
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_var: Tensor) -> None:
@@ -96,6 +99,60 @@ class ReferenceBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+
+class SynchronizedBatchNorm(ReferenceBatchNorm):
+    """Batch norm over the union of all ranks' batches, by the same equations, on any device.
+
+    In training every rank must be given as many values as the others, and all must take part in forward and backward.
+    `local` turns it into batch norm over this rank's own batch, for what the ranks do each by themselves.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.local = False
+
+    def _batch(self, z: Tensor) -> tuple[Tensor, Tensor, int]:
+        if self.local or not (distributed.is_available() and distributed.is_initialized()):
+            return super()._batch(z)
+        ranks = distributed.get_world_size()
+        own_mean, _ = batch_statistics(z)
+        mean = cast(Tensor, _SumOverRanks.apply(own_mean)) / ranks
+        own_var = (z - _per_channel(mean, z)).square().mean(dim=_reduced(z))
+        var = cast(Tensor, _SumOverRanks.apply(own_var)) / ranks
+        return mean, var, ranks * z.numel() // self.num_features
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks, known to all; what it is used for on any rank matters to every rank's part of it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def synchronize(module: nn.Module) -> nn.Module:
+    """Replace each batch norm layer below the module by a synchronized one with the same parameters and buffers."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm | ReferenceBatchNorm) and child.running_mean is not None:
+            layer = SynchronizedBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
+            layer.weight, layer.bias = child.weight, child.bias
+            running_mean, running_var = running_statistics(child)
+            layer.running_mean, layer.running_var = running_mean, running_var
+            assert child.num_batches_tracked is not None
+            layer.num_batches_tracked = child.num_batches_tracked
+            setattr(module, name, layer.train(child.training))
+        else:
+            synchronize(child)
+    return module
 
 
 class VirtualBatchNorm(nn.Module):
@@ -272,12 +329,18 @@ def sampling_statistics(module: nn.Module, sampling: Sampling, batches: Iterable
     module.eval()
     for layer in layers:
         layer.train(sampling == "batch")
+    synchronized = [layer for layer in layers if isinstance(layer, SynchronizedBatchNorm)]
+    were_local = [layer.local for layer in synchronized]
+    for layer in synchronized:
+        layer.local = True
     try:
         with torch.no_grad(), frozen_statistics(module):
             yield
     finally:
         for part, training in modes.items():
             part.training = training
+        for layer, local in zip(synchronized, were_local, strict=True):
+            layer.local = local
         if sampling == "precise":
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, distributed, nn
+
+from bngan.batchnorm import synchronize
 
 
 def world_size() -> int:
@@ -42,6 +45,18 @@ def own_rows(rows: Tensor, parts: int) -> Tensor:
         return rows
     dealt = rows.view(parts, ranks, len(rows) // (parts * ranks), *rows.shape[1:])
     return dealt[:, rank()].reshape(-1, *rows.shape[1:])
+
+
+class SynchronizedBatchNorms(LayerSync):
+    """Trainer plugin: batch norm over the batches of all ranks, on any device, where torch's own needs a GPU."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Replace the model's batch norm layers."""
+        return synchronize(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Leave the layers as they are: without ranks they normalize by their own batch."""
+        return model
 
 
 def _average_in_place(tensors: Sequence[Tensor]) -> None:

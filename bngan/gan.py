@@ -343,6 +343,10 @@ class GAN(LightningModule):
         if math.isinf(self._total_iterations) and (self.noise or self.lr_decay_start < 1):
             rank_zero_info("The run has no end (max_epochs -1), so noise and learning rates stay constant.")
 
+    def on_validation_start(self) -> None:
+        """Agree on the running statistics, which drift apart where each rank normalizes by its own batch."""
+        distributed.average_buffers(self)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log D's loss and probabilities on held-out images and fakes, by the statistics that evaluation uses."""
         real_images = _images(batch)

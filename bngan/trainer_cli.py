@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from bngan.callbacks import BatchNormStatistics, Checkpoints, Dashboard, Quality, RunProgress, SampleImages
 from bngan.data import ImageDataModule
+from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
 from bngan.sampling import read_checkpoint
 
@@ -48,7 +49,7 @@ class GanCLI(LightningCLI):
             ImageDataModule,
             save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [Dashboard()], "use_distributed_sampler": False},
+            trainer_defaults={"callbacks": [Dashboard()], "use_distributed_sampler": False, "sync_batchnorm": True},
             seed_everything_default=0,
             parser_kwargs={
                 **parser_options,
@@ -129,6 +130,10 @@ class GanCLI(LightningCLI):
             make_folder(self.run_folder)
         if settings.logger is None:
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="", default_hp_metric=False)
+        if settings.sync_batchnorm:
+            own = settings.plugins or []
+            kwargs["plugins"] = [*(own if isinstance(own, list) else [own]), SynchronizedBatchNorms()]
+            kwargs["sync_batchnorm"] = False  # which would be torch's, for GPUs alone
         return super().instantiate_trainer(default_root_dir=str(self.run_folder), **kwargs)
 
     def before_fit(self) -> None:
@@ -139,6 +144,10 @@ class GanCLI(LightningCLI):
             f"{self.trainer.world_size} x {self.trainer.strategy.root_device.type}, learning rates G {optimum['g_lr']:g} "
             f"and D {optimum['d_lr']:g}"
         )
+        if self.trainer.world_size > 1 and any(self.model.batch_norms()):
+            synchronized = self.config_init[str(self.subcommand)].trainer.sync_batchnorm
+            kind = "all devices' images together" if synchronized else "each device's images by themselves"
+            self._say(f"Batch norm normalizes {kind} (--trainer.sync_batchnorm {str(synchronized).lower()})")
         self._say(f"Run folder {self.run_folder}")
         self._say(f"Watch it: tensorboard --logdir {self.run_folder.parent.parent}")
 

@@ -18,7 +18,7 @@ IMPORTS_ALLOWED = {
     "bngan.losses": set(),
     "bngan.batchnorm": set(),
     "bngan.randomness": set(),
-    "bngan.distributed": set(),
+    "bngan.distributed": {"bngan.batchnorm"},
     "bngan.networks": {"bngan.norms"},
     "bngan.gan": {
         "bngan.networks",

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from bngan import distributed
 from bngan.callbacks.run import run_folder
 from bngan.gan import GAN
 
@@ -62,4 +63,5 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self._run_folder is not None:
+            distributed.average_buffers(trainer.lightning_module)
             trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")

@@ -1,0 +1,81 @@
+"""Trains tiny GANs in float64 on several processes and writes what came out: run by tests/test_distributed.py.
+
+    python -m tests.ranks DEVICES FOLDER CASES
+
+CASES is a JSON list of the GANs' settings, each with `synchronized`, whether batch norm is.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from bngan import GAN, distributed
+from bngan.data.loader import ShardedBatches, TensorLoader
+from bngan.distributed import SynchronizedBatchNorms
+
+BATCH = 32
+ALTERNATIONS = 20
+
+
+class Latents(Callback):
+    """Keeps the latents that this rank drew."""
+
+    def __init__(self) -> None:
+        self.drawn: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        pl_module.generator.register_forward_pre_hook(lambda _, inputs: self.drawn.append(inputs[0].clone()))
+
+
+def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the state and the latents of this rank after 20 alternations."""
+    synchronized = settings.pop("synchronized")
+    seed_everything(0, verbose=False)
+    gan = GAN(**{"image_shape": (1, 4, 4), "latent_dim": 8, "hidden_dim": 8, "noise": 0.1, **settings})
+    size = BATCH * gan.n_critic
+    pixels = torch.randint(256, (size * 8, *gan.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    latents = Latents()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision="64-true",
+        max_steps=ALTERNATIONS,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        plugins=[SynchronizedBatchNorms()] if synchronized else None,
+        callbacks=[latents],
+        default_root_dir=folder,
+    )
+
+    def loader() -> TensorLoader:
+        rank, ranks = distributed.rank(), distributed.world_size()
+        parts = gan.n_critic * gan.accumulate
+        batches = ShardedBatches(len(pixels), size, train=True, rank=rank, ranks=ranks, parts=parts)
+        return TensorLoader(pixels, torch.zeros(len(pixels), dtype=torch.long), batches)
+
+    gan.train_dataloader = loader
+    trainer.fit(gan)
+    drifted = {name: buffer.clone() for name, buffer in gan.named_buffers()}
+    distributed.average_buffers(gan)
+    return {"state": gan.state_dict(), "drifted": drifted, "latents": latents.drawn}
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    devices, folder, cases = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    results = [train(devices, folder, case) for case in cases]
+    torch.save(results, folder / f"{devices}-{distributed.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main()
