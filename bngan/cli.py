@@ -229,6 +229,7 @@ def _short_help(command: str) -> str:
     for title, group, file, name in (
         ("Networks and training", "model", here / "gan.py", "GAN"),
         ("Data", "data", here / "data" / "module.py", "ImageDataModule"),
+        ("Measuring", "metrics", here / "callbacks" / "quality.py", "Quality"),
     ):
         lines += ["", title]
         lines += [

@@ -101,15 +101,15 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
         raise ValueError(f"there is no {path}; name a run's folder, a checkpoint, or a recipe (.yaml)")
     if path.suffix in (".yaml", ".yml"):
         model, data, trainer = _recipe(path)
-        findings = [*examine_settings(model, data, trainer)]
-        if all(finding.name != "penalty on a batch-normalized D" for finding in findings):
-            findings += examine_layers(GAN(**model))
+        # Of the penalties, which the GAN refuses with batch norm in D, the settings tell enough.
+        unpenalized = {**model, "r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0}
+        findings = [*examine_settings(model, data, trainer), *examine_layers(GAN(**unpenalized))]
         return f"{path}: its settings and its untrained networks", findings
     content = read_checkpoint(path)
     gan = load_gan(path)
     data = content.get("datamodule_hyper_parameters", {})
     config = path.parents[1] / "config.yaml" if len(path.parents) > 1 else path
-    trainer = (yaml.safe_load(config.read_text()) or {}).get("trainer", {}) if config.is_file() else {}
+    trainer = _trainer_settings(config)
     real_images = _real_images(path, data if root is None else {**data, "root": str(root)})
     findings = [
         *examine_settings(content["hyper_parameters"], data, trainer),
@@ -142,6 +142,18 @@ def _recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
         if value is None or value < 1:
             raise ValueError(f"{path}: {name} must be an int of at least 1, got {value}")
     return checked["model"], checked["data"], trainer
+
+
+def _trainer_settings(config: Path) -> dict[str, Any]:
+    """Return what a run's config.yaml tells of the Trainer, nothing where it is not there."""
+    if not config.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(config.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config}, which belongs to the checkpoint, is damaged; move it away to do without") from error
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    return trainer if isinstance(trainer, dict) else {}
 
 
 def _real_images(path: Path, data: dict[str, Any]) -> Tensor:
@@ -306,9 +318,11 @@ def _diverged(gan: GAN, passed: Passed) -> Iterator[Finding]:
             "running statistics far from the batch's",
             f"KL(batch || running) in nats, mean over channels, of G: {_some(found)}; samples look worse "
             "after training than in it",
-            "--model.sampling precise, or a larger --model.bn_momentum",
+            "a larger --model.bn_momentum" + (", or --model.sampling precise" if gan.default_sampling != "precise" else ""),
         )
-    if gan.average is not None and (found := apart(gan.average.module, passed.average)):
+    # With recalibrate the buffers that are kept are not those that samples are drawn with.
+    kept = gan.average is not None and gan.ema_buffers != "recalibrate"
+    if gan.average is not None and kept and (found := apart(gan.average.module, passed.average)):
         yield Finding(
             "average of G far from its own statistics",
             f"KL(batch || running) in nats, mean over channels, of the averaged G: {_some(found)}",

@@ -21,6 +21,7 @@ from bngan.batchnorm import (
     Batching,
     BatchNorm,
     Sampling,
+    SynchronizedBatchNorm,
     batch_norm_layers,
     frozen_statistics,
     sampling_statistics,
@@ -199,6 +200,8 @@ class GAN(LightningModule):
         # What the last alternation saw, for whoever plots it.
         self.d_loss = self.g_loss = torch.zeros(())
         self.observed: dict[str, Tensor] = {}
+        # Images per update over all devices; known once there is data or a checkpoint.
+        self.batch_size = 128
         self._due = False
         self._checked_size = 0
         self._total_iterations = math.inf
@@ -222,14 +225,14 @@ class GAN(LightningModule):
 
     @contextmanager
     def sampler(
-        self, weights: Weights | None = None, sampling: Sampling | None = None, batch_size: int = 128
+        self, weights: Weights | None = None, sampling: Sampling | None = None, batch_size: int | None = None
     ) -> Iterator["Sampler"]:
         """Within the block give G ready to be sampled, without gradients; G itself is as before afterwards.
 
         Args:
             weights: raw for G itself, average for its moving average; unset means the average where there is one.
             sampling: statistics that normalize the samples: running, batch or precise; unset means the run's own policy.
-            batch_size: size of the batches for batch and precise, which should be that of training.
+            batch_size: size of the batches for batch and precise; unset means that of training.
 
         Raises:
             ValueError: if there is no average.
@@ -238,9 +241,10 @@ class GAN(LightningModule):
             raise ValueError("this GAN keeps no average of G's weights (ema_decay is 0); use weights raw")
         averaged = weights != "raw" and self.average is not None
         network = cast(AveragedModel, self.average).module if averaged else self.generator
-        sampling = sampling or self.default_sampling
-        if sampling == "running" and averaged and self.ema_buffers == "recalibrate":
-            sampling = "precise"
+        if sampling is None:
+            recalibrated = averaged and self.ema_buffers == "recalibrate" and self.default_sampling == "running"
+            sampling = "precise" if recalibrated else self.default_sampling
+        batch_size = batch_size or self.normalized_together
         batches = (
             randomness.normal((batch_size, self.latent_dim), self.seed, Stream.RECALIBRATION, number).to(
                 self.device, self.dtype_of_networks
@@ -249,6 +253,12 @@ class GAN(LightningModule):
         )
         with sampling_statistics(network, sampling, batches):
             yield Sampler(self, network, batch_size if sampling == "batch" else None)
+
+    @property
+    def normalized_together(self) -> int:
+        """How many images G's batch norm normalizes together in training."""
+        synchronized = any(isinstance(layer, SynchronizedBatchNorm) for _, layer in batch_norm_layers(self.generator))
+        return max(2, self.batch_size // self.accumulate // (1 if synchronized else distributed.world_size()))
 
     def batch_norms(self) -> Iterator[tuple[str, BatchNorm]]:
         """Yield the name and the layer of each batch norm of the two players."""
@@ -336,6 +346,10 @@ class GAN(LightningModule):
             torch.optim.Adam(self.discriminator.parameters(), lr=self.d_lr, betas=self.betas, fused=True),
             torch.optim.Adam(self.generator.parameters(), lr=self.g_lr, betas=self.betas, fused=True),
         ]
+
+    def setup(self, stage: str) -> None:
+        """Learn the batch size, by which samples may be normalized."""
+        self.batch_size = getattr(cast(Any, self.trainer).datamodule, "batch_size", self.batch_size)
 
     def on_train_start(self) -> None:
         """Learn how long the run is, which the schedules need, and fix D's reference batch if its norm is virtual."""

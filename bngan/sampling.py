@@ -73,6 +73,7 @@ def load_gan(checkpoint: Path, device: torch.device | str = "cpu") -> GAN:
     except (TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
+    gan.batch_size = content.get("datamodule_hyper_parameters", {}).get("batch_size", gan.batch_size)
     return gan.to(device).eval()
 
 
@@ -91,12 +92,6 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise ValueError(f"{path} is not a bngan checkpoint: it has no networks' settings in it")
     return content
-
-
-def training_batch_size(checkpoint: dict) -> int:
-    """Return how many images G was given at a time on one device, as far as the checkpoint tells."""
-    data = checkpoint.get("datamodule_hyper_parameters", {})
-    return max(2, data.get("batch_size", 128) // checkpoint["hyper_parameters"].get("accumulate", 1))
 
 
 def sample(
@@ -121,7 +116,7 @@ def sample(
         raise ValueError(f"--num must be at least 1, got {num}")
     gan = load_gan(checkpoint, device)
     starts = range(0, num, CHUNK)
-    with gan.sampler(weights, sampling, training_batch_size(read_checkpoint(checkpoint))) as sampler:
+    with gan.sampler(weights, sampling) as sampler:
         images = torch.cat(
             [
                 sampler.samples(start, min(start + CHUNK, num), seed).cpu()

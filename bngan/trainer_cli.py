@@ -34,6 +34,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
 # Settings of the model that come from elsewhere, and where from.
 LINKED = {"image_shape": "data.image_shape", "seed": "seed_everything"}
+# Settings of the data that a checkpoint brings along; where the files lie depends on the machine.
+DATA_KEPT = ("name", "folder", "image_size", "channels", "batch_size")
 RUN_FOLDER = "BNGAN_RUN_FOLDER"
 
 
@@ -109,8 +111,22 @@ class GanCLI(LightningCLI):
                 )
         self._saved_shape = tuple(saved["image_shape"])
         model = {name: value for name, value in saved.items() if name not in LINKED}
-        known = {self.config.subcommand: {"model": model, "seed_everything": saved["seed"]}}
+        known = {self.config.subcommand: {"model": model, "seed_everything": saved["seed"], "data": self._saved_data(path)}}
         self.config = self.parser.parse_object(known, self.config)
+
+    def _saved_data(self, path: str) -> dict[str, Any]:
+        """Return which data the checkpoint was trained on, where the command line does not say otherwise."""
+        saved = read_checkpoint(Path(path)).get("datamodule_hyper_parameters", {})
+        settings = self.config[self.config.subcommand].data
+        kept = {name: saved[name] for name in DATA_KEPT if name in saved}
+        for name in set(given_settings(self.arguments, "data")) & kept.keys():
+            if settings[name] != kept[name] and self.config.subcommand == "fit" and name != "folder":
+                raise ValueError(
+                    f"--data.{name} {settings[name]} contradicts {path}, which has {kept[name]}; leave it out, or start a new "
+                    "run"
+                )
+            del kept[name]
+        return kept
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[str(self.subcommand)]

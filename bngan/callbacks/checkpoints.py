@@ -34,6 +34,7 @@ class Checkpoints(Checkpoint):
         self.every_n_iterations, self.keep_all = every_n_iterations, keep_all
         self.best = math.inf if mode == "min" else -math.inf
         self.best_iteration = -1
+        self._missed = False
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
@@ -45,7 +46,12 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "last")
 
     def on_validation_end(self, trainer: Trainer, pl_module: GAN) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor not in trainer.callback_metrics:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor not in trainer.callback_metrics:
+            if not self._missed and trainer.is_global_zero:
+                print(f"No best.ckpt is kept, because validation does not measure {self.monitor}.", flush=True)
+            self._missed = True
             return
         value = float(trainer.callback_metrics[self.monitor])
         if value < self.best if self.mode == "min" else value > self.best:

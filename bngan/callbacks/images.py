@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from bngan.callbacks.run import batch_per_device, run_folder
+from bngan.callbacks.run import run_folder
 from bngan.gan import GAN
 from bngan.sampling import grid, save_png, slerp
 
@@ -39,7 +39,6 @@ class SampleImages(Callback):
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
-        self._batch_size = batch_per_device(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
         if not trainer.is_global_zero:
@@ -71,7 +70,7 @@ class SampleImages(Callback):
     def _draw(self, trainer: Trainer, gan: GAN) -> None:
         iteration = self._shown = gan.iterations_done
         ends = gan.sample_latents(self.num_samples, self.num_samples + 8, self.seed)
-        with gan.sampler(batch_size=self._batch_size) as sampler:
+        with gan.sampler() as sampler:
             samples = sampler.samples(0, self.num_samples, self.seed)
             walk = sampler.generate(slerp(ends[0::2], ends[1::2], self.walk_steps))
         self._show(trainer, "samples/fixed_z", f"iteration-{iteration:06d}", samples, iteration)

@@ -27,6 +27,12 @@ class RunProgress(ProgressBar):
         self._enabled = True
         self._best = math.inf
 
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._best = state_dict["best"]
+
     def disable(self) -> None:
         self._enabled = False
 

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from bngan import distributed
 from bngan.batchnorm import SAMPLINGS, Sampling, batch_norm_layers
-from bngan.callbacks.run import batch_per_device, run_folder
+from bngan.callbacks.run import run_folder
 from bngan.data.loader import to_unit_range
 from bngan.gan import GAN, Weights
 from bngan.metrics.features import load_feature_net
@@ -79,7 +79,8 @@ class Quality(Callback):
                     f"metrics need at least {LEAST_REAL} held-out images, and there are {found}: give more pictures, or "
                     "--metrics.num_samples 0"
                 )
-            net = load_feature_net(self.feature)
+            with torch.random.fork_rng(devices=[]):  # building a network draws numbers, which must not change training
+                net = load_feature_net(self.feature)
             self._quality = SampleQuality(net, cast(Any, pl_module.image_shape), trainer.strategy.root_device)
             least = 2 * self._quality.num_features
             if self.num_samples < least:
@@ -103,7 +104,8 @@ class Quality(Callback):
             self._compare_sampling(trainer, pl_module)
         else:
             self._last = self._measure(trainer, pl_module, self.seed)
-        # Every rank has the same values already, and every rank must know them to agree on the best checkpoint.
+        # Every rank must know them, and to the last digit, to agree on the best checkpoint.
+        self._last = trainer.strategy.broadcast(self._last)
         for name, value in self._last.items():
             pl_module.log(f"val/{name}", value)
         for reference, values in self._references.items():
@@ -144,6 +146,12 @@ class Quality(Callback):
             }
             self._write("test.json", {"num_samples": self.num_samples, "seeds": list(seeds), **report})
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last, self._seconds = state_dict["last"], state_dict["seconds"]
+
     def _compare_sampling(self, trainer: Trainer, gan: GAN) -> None:
         """Measure samples as the run draws them, and FID by each kind of statistics, of G's weights and of their average."""
         self._last = self._measure(trainer, gan, self.seed)
@@ -180,7 +188,7 @@ class Quality(Callback):
         fid_alone: bool = False,
     ) -> Values:
         assert self._quality is not None
-        with gan.sampler(weights, sampling, batch_per_device(trainer, gan)) as sampler:
+        with gan.sampler(weights, sampling) as sampler:
             samples = (
                 (to_unit_range(to_uint8(sampler.samples(start, stop, seed))), torch.arange(start, stop))
                 for start, stop in self._own_chunks(self.num_samples)
@@ -194,6 +202,12 @@ class Quality(Callback):
         held_out = data.subset(self.num_samples, train=False)
         quality.set_real(self._own_rows(held_out.images))
         training = data.subset(self.num_samples, train=True)
+        fewest = min(len(held_out.labels), len(training.labels))
+        if fewest < 2 * quality.num_features and trainer.is_global_zero:
+            print(
+                f"FID of {quality.num_features} features on {fewest} real images says little: read it beside its floor.",
+                flush=True,
+            )
         controls = {FLOOR: training.images, "blurred": tv.gaussian_blur(training.images, [5, 5], [1.0, 1.0])}
         if len(training.labels.unique()) > 1:
             controls["dropped"] = data.subset(self.num_samples, train=True, without=int(training.labels.min())).images
@@ -239,6 +253,9 @@ def _read_cache(path: Path) -> dict[str, dict[str, Values]]:
         return {}
     try:
         content = json.loads(path.read_text())
+    except OSError as error:
+        print(f"{path} cannot be read ({error.strerror}), so floors are worked out anew.", flush=True)
+        return {}
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -248,7 +265,10 @@ def _read_cache(path: Path) -> dict[str, dict[str, Values]]:
 
 
 def _write_cache(path: Path, content: dict[str, dict[str, Values]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}), so the next run works the floors out again.", flush=True)

@@ -1,11 +1,9 @@
-"""What several callbacks ask of a run: where it writes, and how large its batches are."""
+"""Where a run's callbacks write."""
 
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
-
-from bngan.gan import GAN
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -17,9 +15,3 @@ def run_folder(trainer: Trainer) -> Path | None:
         return None
     assert trainer.log_dir is not None
     return Path(trainer.log_dir)
-
-
-def batch_per_device(trainer: Trainer, gan: GAN) -> int:
-    """Return how many images a network is given at a time on one device."""
-    batch_size = getattr(cast(Any, trainer).datamodule, "batch_size", 128)
-    return max(2, batch_size // (trainer.world_size * gan.accumulate))

@@ -75,7 +75,8 @@ class BatchNormStatistics(Callback):
         with sampling_statistics(pl_module.discriminator, "batch"):
             for tag, probe in (("bn/d_shift_blindness", shift_blindness), ("bn/d_batch_dependence", batch_dependence)):
                 for batching in BATCHINGS:
-                    value = probe(pl_module.logits, real_images, fake_images, batching)
+                    fakes = fake_images[: len(real_images)] if probe is shift_blindness else fake_images
+                    value = probe(pl_module.logits, real_images, fakes, batching)
                     pl_module.log(f"{tag}/{batching}", value, sync_dist=True, batch_size=1)
                     if batching == pl_module.batching:
                         pl_module.log(tag, value, sync_dist=True, batch_size=1)

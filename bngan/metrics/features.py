@@ -51,6 +51,8 @@ class FeatureNet(nn.Module):
             raise ValueError(f"metrics take images in [-1, 1], and these reach from {low:g} to {high:g}")
         try:
             features = self.net(images)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the feature net {self.name} does not take images {tuple(images.shape)}: {reason}") from error
@@ -121,12 +123,12 @@ def load_feature_net(name: str) -> FeatureNet:
         sys.path.append(os.getcwd())  # where a person's own module most likely is
     try:
         kind = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"--metrics.feature {name}: {error}") from error
+    except Exception as error:  # whatever a person's own module may raise
+        raise ValueError(f"--metrics.feature {name} cannot be imported ({type(error).__name__}: {error})") from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"--metrics.feature {name} is not a torch.nn.Module class")
     try:
         net = kind()
-    except TypeError as error:
-        raise ValueError(f"--metrics.feature {name} must be built without arguments ({error})") from error
+    except Exception as error:
+        raise ValueError(f"--metrics.feature {name} cannot be built without arguments ({error})") from error
     return FeatureNet(name, net)

@@ -48,7 +48,7 @@ class FeaturePairs(Metric):
         """
         sets = []
         for name, features, index in (("real", self.real, self.real_index), ("fake", self.fake, self.fake_index)):
-            count = sum(len(part) for part in features)
+            count = len(dim_zero_cat(index)) if len(index) else 0
             if count < at_least:
                 raise ValueError(f"{type(self).__name__} needs at least {at_least} {name} images, got {count}")
             sets.append(dim_zero_cat(features)[dim_zero_cat(index).argsort()])
