@@ -264,6 +264,61 @@ def test_predict_writes_pictures(run: Run, mnist_root: Path, tmp_path: Path, mon
     assert len(list((only_run(tmp_path / "runs") / "samples").glob("*.png"))) == 7
 
 
+def test_checkpoint_brings_the_settings_of_its_data(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = f"--data.root={mnist_root}"
+    assert main(["fit", *QUICK, data, "--data.batch_size=32", "--model.sampling=batch", "--model.ema_decay=0"]) == 0
+    last = only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt"
+    assert main(["fit", *QUICK, data, f"--ckpt_path={last}", "--data.batch_size=64"]) == 2
+    assert "--data.batch_size 64 contradicts" in capsys.readouterr().err
+
+    # Normalized by their own batch, samples tell the size of that batch.
+    assert main(["sample", str(last), "--num=40", "--output=drawn"]) == 0
+    assert main(["predict", f"--ckpt_path={last}", data, "--data.predict_samples=40", "--trainer.default_root_dir=own"]) == 0
+    wider = ("--data.predict_samples=40", "--data.batch_size=128", "--trainer.default_root_dir=wider")
+    assert main(["predict", f"--ckpt_path={last}", data, *wider]) == 0
+
+    def pixels(folder: Path) -> np.ndarray:
+        return np.stack([np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))])
+
+    drawn = pixels(tmp_path / "drawn")
+    assert len(drawn) == 40
+    assert np.abs(drawn - pixels(only_run(tmp_path / "own") / "samples")).max() <= 1
+    assert np.abs(drawn - pixels(only_run(tmp_path / "wider") / "samples")).max() > 1
+
+
+def test_measuring_leaves_training_as_it_is(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def weights(*settings: str) -> dict[str, torch.Tensor]:
+        arguments = (f"--data.root={mnist_root}", "--model.d_dropout=0.5", f"--trainer.default_root_dir={settings[0][-3:]}")
+        validation = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=1")
+        assert main(["fit", *QUICK, *arguments, *validation, *settings]) == 0
+        last = only_run(tmp_path / settings[0][-3:]) / "checkpoints" / "last.ckpt"
+        return torch.load(last, weights_only=True)["state_dict"]
+
+    measured, not_measured = weights("--metrics.num_samples=200"), weights("--metrics.num_samples=0")
+    assert all(torch.equal(measured[name], not_measured[name]) for name in measured)
+    other = weights("--metrics.num_samples=201", "--seed_everything=1")
+    assert not torch.equal(measured["generator.net.0.weight"], other["generator.net.0.weight"])
+
+
+def test_two_processes_measure_what_one_does(train: Command, mnist_root: Path, tmp_path: Path) -> None:
+    def last_values(devices: int) -> dict[str, float]:
+        settings = (f"--trainer.devices={devices}", "--trainer.precision=64-true", f"--trainer.default_root_dir={devices}")
+        validation = ("--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1", "--metrics.chunk=70")
+        done = train("fit", *QUICK, *settings, *validation, f"--data.root={mnist_root}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("all devices' images together" in done.stdout) == (devices > 1)
+        return json.loads((only_run(tmp_path / str(devices)) / "quality.json").read_text())["value"]
+
+    alone, together = last_values(1), last_values(2)
+    assert together == pytest.approx(alone, abs=1e-6)
+    assert alone["fid"] > 1
+
+
 def test_settings_that_contradict_the_checkpoint_are_refused(
     run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -831,3 +831,21 @@ def test_inception_that_cannot_be_had_is_told_with_a_remedy(
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", fail)
     with pytest.raises((OSError, ValueError), match=remedy):
         load_feature_net("inception")
+
+
+def test_floors_that_cannot_be_kept_are_told_in_a_line_and_stop_nothing(
+    trained: Trained, own_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_root / "floors.json").unlink(missing_ok=True)
+    write = Path.write_text
+
+    def refuse(path: Path, text: str) -> int:
+        if path.name.startswith("floors.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    report, output = measured("test", trained, own_root, tmp_path / "runs")
+    assert "floors.json cannot be written (Permission denied)" in output
+    assert not (own_root / "floors.json").exists()
+    assert report["fid"]["floor"] > 0
