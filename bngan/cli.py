@@ -223,7 +223,7 @@ def _short_help(command: str) -> str:
         f"  {'--config FILE':<38} settings from a YAML file, over configs/default.yaml",
         f"  {'--seed_everything SEED':<38} seed of all randomness",
         f"  {'--name NAME':<38} name of the experiment",
-        f"  {'--ckpt_path FILE':<38} checkpoint to go on from, or to measure",
+        f"  {'--ckpt_path FILE':<38} checkpoint to go on from, or to measure; last: the newest",
         f"  {'--print_config':<38} print the settings and stop",
     ]
     for title, group, file, name in (

@@ -23,7 +23,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from bngan.callbacks import BatchNormStatistics, Checkpoints, Dashboard, Quality, RunProgress, SampleImages
+from bngan.callbacks import BatchNormStatistics, Checkpoints, Dashboard, Quality, RunProgress, SampleImages, WholeCheckpoints
 from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
@@ -102,6 +102,8 @@ class GanCLI(LightningCLI):
             if self.config.subcommand != "fit":
                 raise ValueError(f"{self.config.subcommand} needs a checkpoint: add --ckpt_path RUN/checkpoints/best.ckpt")
             return
+        if path == "last":
+            path = settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
         saved = read_checkpoint(Path(path))["hyper_parameters"]
         for name in given_settings(self.arguments, "model"):
             if name in saved and settings.model[name] != saved[name]:
@@ -146,9 +148,10 @@ class GanCLI(LightningCLI):
             make_folder(self.run_folder)
         if settings.logger is None:
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="", default_hp_metric=False)
+        own = settings.plugins or []
+        kwargs["plugins"] = [*(own if isinstance(own, list) else [own]), WholeCheckpoints()]
         if settings.sync_batchnorm:
-            own = settings.plugins or []
-            kwargs["plugins"] = [*(own if isinstance(own, list) else [own]), SynchronizedBatchNorms()]
+            kwargs["plugins"].append(SynchronizedBatchNorms())
             kwargs["sync_batchnorm"] = False  # which would be torch's, for GPUs alone
         return super().instantiate_trainer(default_root_dir=str(self.run_folder), **kwargs)
 
@@ -235,6 +238,19 @@ def choose_run_folder(root: Path, name: str) -> Path:
     folder = root / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     os.environ[RUN_FOLDER] = str(folder)
     return folder
+
+
+def newest_checkpoint(root: Path, name: str) -> Path:
+    """Return the last.ckpt that was written latest among the runs of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = sorted((root / name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        where = "see --name and --trainer.default_root_dir"
+        raise ValueError(f"--ckpt_path last: no run in {root / name} has a checkpoint; {where}")
+    return found[-1]
 
 
 def make_folder(folder: Path) -> None:

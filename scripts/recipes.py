@@ -1,4 +1,4 @@
-"""Train the shipped recipes on fresh seeds, measure them, and write docs/recipes.md from what the runs recorded.
+"""Train the recipes on fresh seeds, measure them, and write docs/recipes.md and README's table from what they recorded.
 
     python scripts/recipes.py                                  # every recipe, seeds 1 to 5, one run after the other
     python scripts/recipes.py --recipes default --seeds 1 2    # some of it
@@ -28,6 +28,12 @@ RECIPES = ("default", "best_mlp", "dcgan")
 SEEDS = (1, 2, 3, 4, 5)
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "modes", "class_kl", "confidence")
 POLICIES = ("raw, running", "raw, batch", "raw, precise", "average, running", "average, batch", "average, precise")
+NETWORKS = {
+    "default": "the text's; batch norm in both, one joint batch",
+    "best_mlp": "the same, twice as wide, batch 64",
+    "dcgan": "DCGAN's, 32 filters; batch norm in both, one joint batch",
+}
+TABLE_START, TABLE_END = "<!-- written by scripts/recipes.py -->", "<!-- end -->"
 Row = dict[str, Any]
 
 
@@ -60,6 +66,10 @@ def main() -> None:
             )
     if rows:
         args.record.with_suffix(".md").write_text(page(rows))
+        readme = REPOSITORY / "README.md"
+        before, start, rest = readme.read_text().partition(TABLE_START)
+        _, end, after = rest.partition(TABLE_END)
+        readme.write_text(f"{before}{start}\n{summary(rows)}\n{end}{after}")
 
 
 def run(recipe: str, seed: int, jobs: int, threads: int | None, runs: Path, data_root: Path) -> Row:
@@ -124,6 +134,32 @@ def page(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: Sequence[Row]) -> str:
+    """Return README's table."""
+    lines = [
+        "| recipe | networks | seeds | FID | times its floor | recall | modes of 10 | class KL (floor) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for recipe in RECIPES:
+        own = [row["test"] for row in rows if row["recipe"] == recipe]
+        if own:
+            floors = {name: own[0][name]["floor"] for name in ("fid", "class_kl")}
+            fids, recalls, kls = ([test[name]["mean"] for test in own] for name in ("fid", "recall", "class_kl"))
+            modes = min(test["modes"]["mean"] for test in own)
+            cells = [
+                f"`configs/{recipe}.yaml`",
+                NETWORKS[recipe],
+                f"{len(own)}",
+                spread(fids, digits=2),
+                f"{mean(fids) / floors['fid']:.0f}",
+                spread(recalls, digits=2),
+                f"{modes:.0f}",
+                f"{mean(kls):.4f} ({floors['class_kl']:.4f})",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def recipe_lines(rows: Sequence[Row]) -> list[str]:
     """Return one recipe's tables."""
     first = rows[0]
@@ -171,10 +207,10 @@ def timing(rows: Sequence[Row]) -> str:
     return f"`fit` took {median(seconds):.0f} s ({spans}n={len(seconds)}), {share:.0%} of it validation, on {where}."
 
 
-def spread(values: Sequence[float], *, sign: bool = False) -> str:
+def spread(values: Sequence[float], *, sign: bool = False, digits: int = 4) -> str:
     """Return mean ± standard deviation as text."""
-    deviation = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{mean(values):{'+' if sign else ''}.4f}{deviation}"
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):{'+' if sign else ''}.{digits}f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Which checkpoints a run keeps."""
+"""Which checkpoints a run keeps, and how they are written."""
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bngan import distributed
 from bngan.callbacks.run import run_folder
@@ -71,3 +75,36 @@ class Checkpoints(Checkpoint):
         if self._run_folder is not None:
             distributed.average_buffers(trainer.lightning_module)
             trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Trainer plugin that writes checkpoints so that there is always a whole one, whatever stops the process.
+
+    The file is written beside its target, forced to the disk, and only then put in its place. Lightning writes elsewhere and
+    moves, which across file systems is a copy that can be cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            OSError: if there is no room or no right to; what was there before is then as it was.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            temporary.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise OSError(f"{target} could not be written ({reason}); the checkpoint before it is unharmed") from error
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
