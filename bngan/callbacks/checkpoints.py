@@ -2,6 +2,9 @@
 
 import math
 import os
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,16 @@ from bngan import distributed
 from bngan.callbacks.run import run_folder
 from bngan.gan import GAN
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ranks ask one another whether to stop that often, since each question is a message.
+ASK_EVERY = 10
+
 
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt`, renewed every epoch, and `checkpoints/best.ckpt`, the one of the best metric.
+
+    SIGINT (Ctrl-C) or SIGTERM to any rank makes all of them stop at the same iteration, with a last.ckpt of it; a second one
+    stops that process at once.
 
     Args:
         monitor: metric of validation by which the best is chosen.
@@ -39,11 +49,31 @@ class Checkpoints(Checkpoint):
         self.best = math.inf if mode == "min" else -math.inf
         self.best_iteration = -1
         self._missed = False
+        self._asked = 0
+        self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+
+    def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
+        self._give_back_signals()
+
+    def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
+        self._give_back_signals()
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
+        if self._all_asked(trainer, pl_module):
+            self._save(trainer, "last")
+            if trainer.is_global_zero:
+                where = "" if self._run_folder is None else f"; go on with --ckpt_path {self._run_folder}/checkpoints/last.ckpt"
+                print(f"bngan: stopped at iteration {pl_module.iterations_done}{where}", file=sys.stderr, flush=True)
+            # A process that the main one has started must not end as if it had crashed, or that one is killed.
+            started = trainer.local_rank != 0 and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys()
+            raise SystemExit(0 if started else 128 + self._asked)
         if self.every_n_iterations and pl_module.iterations_done % self.every_n_iterations == 0:
             if self.keep_all:
                 self._save(trainer, f"iteration-{pl_module.iterations_done:06d}")
@@ -70,6 +100,26 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_iteration = state_dict["best"], state_dict["best_iteration"]
+
+    def _ask(self, signum: int, _: object) -> None:
+        self._asked = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+    def _give_back_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _all_asked(self, trainer: Trainer, gan: GAN) -> bool:
+        """Return whether any rank was asked to stop, the same on all ranks."""
+        if trainer.world_size == 1:
+            return self._asked > 0
+        if gan.iterations_done % ASK_EVERY:
+            return False
+        asked = torch.tensor(self._asked, device=gan.device)
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        self._asked = int(asked)
+        return self._asked > 0
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self._run_folder is not None:
