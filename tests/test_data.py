@@ -53,7 +53,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_mnist_is_laid_out_as_four_files_that_torchvision_reads(mnist_root: Path) -> None:
-    assert sorted(contents(mnist_root)) == sorted(f"MNIST/raw/{name}" for name in mnist.MD5)
+    # Beside MNIST's folder other tests may have left the floors of their metrics.
+    assert sorted(contents(mnist_root / "MNIST")) == sorted(f"raw/{name}" for name in mnist.MD5)
     assert len(mnist.MD5) == 4
     for train, images in ((True, 60_000), (False, 10_000)):
         assert len(datasets.MNIST(str(mnist_root), train=train)) == images
@@ -156,7 +157,8 @@ def test_processes_that_start_together_do_not_disturb_one_another(mnist_root: Pa
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, "")
-    assert contents(tmp_path) == contents(mnist_root)
+    assert {path.name for path in tmp_path.iterdir()} == {"MNIST"}
+    assert contents(tmp_path / "MNIST") == contents(mnist_root / "MNIST")
 
 
 # The data sets by name ------------------------------------------------------------------------------------------------

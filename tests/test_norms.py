@@ -1,5 +1,6 @@
 """Each norm by name: what it normalizes, over what, and what its name promises the networks."""
 
+from functools import partial
 from typing import cast
 
 import pytest
@@ -173,4 +174,6 @@ def test_an_unknown_norm_is_refused_with_the_list_of_norms() -> None:
         find_norm("bacth")
     assert all(name in str(caught.value) for name in NORMS)
     for name, norm in NORMS.items():
-        assert find_norm(name) is norm
+        found = find_norm(name, eps=0.2, momentum=0.3)
+        assert isinstance(found, partial)
+        assert (found.func, found.keywords) == (norm, {"eps": 0.2, "momentum": 0.3})
