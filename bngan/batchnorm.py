@@ -116,8 +116,7 @@ class SynchronizedBatchNorm(ReferenceBatchNorm):
         if self.local or not (distributed.is_available() and distributed.is_initialized()):
             return super()._batch(z)
         ranks = distributed.get_world_size()
-        own_mean, _ = batch_statistics(z)
-        mean = cast(Tensor, _SumOverRanks.apply(own_mean)) / ranks
+        mean = cast(Tensor, _SumOverRanks.apply(z.mean(dim=_reduced(z)))) / ranks
         own_var = (z - _per_channel(mean, z)).square().mean(dim=_reduced(z))
         var = cast(Tensor, _SumOverRanks.apply(own_var)) / ranks
         return mean, var, ranks * z.numel() // self.num_features

@@ -28,7 +28,7 @@ from bngan.data import ImageDataModule
 from bngan.data.loader import to_unit_range
 from bngan.gan import GAN
 from bngan.norms import BATCH_COUPLED
-from bngan.sampling import load_gan, read_checkpoint
+from bngan.sampling import build_gan, read_checkpoint
 
 EPS_LIMIT = 0.01
 EPS_SHARE = 0.1
@@ -106,7 +106,7 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
         findings = [*examine_settings(model, data, trainer), *examine_layers(GAN(**unpenalized))]
         return f"{path}: its settings and its untrained networks", findings
     content = read_checkpoint(path)
-    gan = load_gan(path)
+    gan = build_gan(path, content)
     data = content.get("datamodule_hyper_parameters", {})
     config = path.parents[1] / "config.yaml" if len(path.parents) > 1 else path
     trainer = _trainer_settings(config)

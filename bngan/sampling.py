@@ -1,7 +1,5 @@
 """Images out of a trained generator, and into files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +13,6 @@ from bngan.batchnorm import Sampling
 from bngan.gan import GAN, Weights
 
 CHUNK = 500
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within the block the module is in evaluation mode and gradients are off."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(training)
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -66,7 +52,15 @@ def load_gan(checkpoint: Path, device: torch.device | str = "cpu") -> GAN:
     Raises:
         ValueError: if the file is missing, damaged, or not a bngan checkpoint.
     """
-    content = read_checkpoint(checkpoint)
+    return build_gan(checkpoint, read_checkpoint(checkpoint)).to(device)
+
+
+def build_gan(checkpoint: Path, content: dict) -> GAN:
+    """Return the trained networks of a checkpoint's content, which was read from the path, in evaluation mode.
+
+    Raises:
+        ValueError: if it does not fit this version's networks.
+    """
     try:
         gan = GAN(**content["hyper_parameters"])
         gan.load_state_dict(content["state_dict"])
@@ -74,7 +68,7 @@ def load_gan(checkpoint: Path, device: torch.device | str = "cpu") -> GAN:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
     gan.batch_size = content.get("datamodule_hyper_parameters", {}).get("batch_size", gan.batch_size)
-    return gan.to(device).eval()
+    return gan.eval()
 
 
 def read_checkpoint(path: Path) -> dict:

@@ -104,7 +104,8 @@ class GanCLI(LightningCLI):
             return
         if path == "last":
             path = settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
-        saved = read_checkpoint(Path(path))["hyper_parameters"]
+        content = read_checkpoint(Path(path))
+        saved = content["hyper_parameters"]
         for name in given_settings(self.arguments, "model"):
             if name in saved and settings.model[name] != saved[name]:
                 raise ValueError(
@@ -113,12 +114,14 @@ class GanCLI(LightningCLI):
                 )
         self._saved_shape = tuple(saved["image_shape"])
         model = {name: value for name, value in saved.items() if name not in LINKED}
-        known = {self.config.subcommand: {"model": model, "seed_everything": saved["seed"], "data": self._saved_data(path)}}
+        known = {
+            self.config.subcommand: {"model": model, "seed_everything": saved["seed"], "data": self._saved_data(path, content)}
+        }
         self.config = self.parser.parse_object(known, self.config)
 
-    def _saved_data(self, path: str) -> dict[str, Any]:
+    def _saved_data(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
         """Return which data the checkpoint was trained on, where the command line does not say otherwise."""
-        saved = read_checkpoint(Path(path)).get("datamodule_hyper_parameters", {})
+        saved = content.get("datamodule_hyper_parameters", {})
         settings = self.config[self.config.subcommand].data
         kept = {name: saved[name] for name in DATA_KEPT if name in saved}
         for name in set(given_settings(self.arguments, "data")) & kept.keys():
