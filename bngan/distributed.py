@@ -35,6 +35,30 @@ def average_buffers(module: nn.Module) -> None:
     _average_in_place([buffer for buffer in module.buffers() if buffer.is_floating_point()])
 
 
+def total(count: int, device: torch.device | str = "cpu") -> int:
+    """Return the sum of the ranks' counts."""
+    if world_size() == 1:
+        return count
+    counts = torch.tensor(count, device=device)
+    distributed.all_reduce(counts)
+    return int(counts)
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return all ranks' rows (n, ...), which were dealt out in turn, in the order that they had before, on every rank."""
+    ranks = world_size()
+    if ranks == 1:
+        return rows
+    everyone = total(len(rows), rows.device)
+    # A message has the same size on every rank, so ranks that were dealt a row less send one for nothing.
+    padded = rows.new_zeros((everyone + ranks - 1) // ranks, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    distributed.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(end_dim=1)[:everyone]
+
+
 def own_rows(rows: Tensor, parts: int) -> Tensor:
     """Return this rank's share (N, ...) of the rows (world_size * N, ...) of a global batch that is used in `parts` parts.
 

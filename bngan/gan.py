@@ -169,6 +169,7 @@ class GAN(LightningModule):
         self.r1, self.r2, self.gradient_penalty = r1, r2, gradient_penalty
         self.g_lr, self.d_lr, self.betas = g_lr, d_lr, (beta1, beta2)
         self.lr_decay_start = lr_decay_start
+        self.d_dropout = d_dropout
         self.noise, self.noise_end = noise, noise_end
         self.g_clip, self.d_clip = g_clip, d_clip
         self.ema_decay = ema_decay
@@ -205,6 +206,7 @@ class GAN(LightningModule):
         self._due = False
         self._checked_size = 0
         self._total_iterations = math.inf
+        self._validated = 0
 
     # Generating ---------------------------------------------------------------------------------------------------
 
@@ -275,6 +277,9 @@ class GAN(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one alternation on images (n_critic * N, C, H, W) in [-1, 1], or on (images, labels)."""
         d_optimizer, g_optimizer = self._scheduled_optimizers()
+        if self.d_dropout:
+            # Dropout draws from torch's global generator, which no checkpoint keeps.
+            torch.manual_seed(randomness.key(self.seed, Stream.DROPOUT, self.iterations_done, distributed.rank()))
         for turn, real_images in enumerate(self._split_batch(batch)):
             noise = self._instance_noise(real_images, turn)
             fake_images = self._update_discriminator(d_optimizer, real_images, noise, turn)
@@ -352,7 +357,10 @@ class GAN(LightningModule):
         self.batch_size = getattr(cast(Any, self.trainer).datamodule, "batch_size", self.batch_size)
 
     def on_train_start(self) -> None:
-        """Learn how long the run is, which the schedules need, and fix D's reference batch if its norm is virtual."""
+        """Learn how long the run is, which the schedules need."""
+        for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
+            for group in optimizer.param_groups:
+                group["betas"] = self.betas  # a checkpoint brings its own, which may have been overridden
         self._total_iterations = float(self.trainer.estimated_stepping_batches)
         if math.isinf(self._total_iterations) and (self.noise or self.lr_decay_start < 1):
             rank_zero_info("The run has no end (max_epochs -1), so noise and learning rates stay constant.")
@@ -360,12 +368,16 @@ class GAN(LightningModule):
     def on_validation_start(self) -> None:
         """Agree on the running statistics, which drift apart where each rank normalizes by its own batch."""
         distributed.average_buffers(self)
+        self._validated = 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log D's loss and probabilities on held-out images and fakes, by the statistics that evaluation uses."""
         real_images = _images(batch)
-        start = (batch_idx * distributed.world_size() + distributed.rank()) * len(real_images)
-        fake_images = self.generate(self.sample_latents(start, start + len(real_images)))
+        # The images of a batch are dealt out to the ranks in turn, so each meets the fake that one process would give it.
+        everyone = distributed.total(len(real_images), self.device)
+        latents = self.sample_latents(self._validated, self._validated + everyone)
+        fake_images = self.generate(latents[distributed.rank() :: distributed.world_size()])
+        self._validated += everyone
         real_logits, fake_logits = self._score(real_images, fake_images)
         self.log_dict(
             {

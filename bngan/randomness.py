@@ -24,19 +24,25 @@ class Stream(IntEnum):
     PERMUTATION = 3
     SAMPLES = 4
     RECALIBRATION = 5
+    DROPOUT = 6
 
 
-def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator whose state depends on the integers of `key` alone."""
+def key(*parts: int) -> int:
+    """Return a seed of 64 bits that depends on the integers alone."""
     state = 0
-    for part in key:
+    for part in parts:
         state = _splitmix64(state ^ (part & _MASK))
-    return torch.Generator(device=device).manual_seed(state)
+    return state
 
 
-def normal(shape: Sequence[int], *key: int, device: torch.device | str = "cpu") -> Tensor:
-    """Draw a standard normal tensor that depends on `shape`, `key` and the kind of device alone."""
-    return torch.randn(tuple(shape), generator=generator(*key, device=device), device=device)
+def generator(*parts: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator whose state depends on the integers alone."""
+    return torch.Generator(device=device).manual_seed(key(*parts))
+
+
+def normal(shape: Sequence[int], *parts: int, device: torch.device | str = "cpu") -> Tensor:
+    """Draw a standard normal tensor that depends on `shape`, the integers and the kind of device alone."""
+    return torch.randn(tuple(shape), generator=generator(*parts, device=device), device=device)
 
 
 def sample_latents(start: int, stop: int, latent_dim: int, seed: int) -> Tensor:

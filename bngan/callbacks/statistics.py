@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from bngan import distributed
 from bngan.batchnorm import (
     BATCHINGS,
     Statistics,
@@ -66,9 +67,9 @@ class BatchNormStatistics(Callback):
     ) -> None:
         if batch_idx > 0 or trainer.sanity_checking:
             return
-        real_images = batch[0]
-        # What is logged is a mean over ranks, so either all of them log it or none.
-        if not trainer.strategy.reduce_boolean_decision(len(real_images) >= LEAST_IMAGES, all=True):
+        # Every rank looks at all images, so that the values do not depend on how many ranks there are.
+        real_images = distributed.gather_rows(batch[0])
+        if len(real_images) < LEAST_IMAGES:
             return
         with torch.no_grad():
             fake_images = pl_module.generate(pl_module.sample_latents(0, 2 * len(real_images)))
@@ -77,9 +78,9 @@ class BatchNormStatistics(Callback):
                 for batching in BATCHINGS:
                     fakes = fake_images[: len(real_images)] if probe is shift_blindness else fake_images
                     value = probe(pl_module.logits, real_images, fakes, batching)
-                    pl_module.log(f"{tag}/{batching}", value, sync_dist=True, batch_size=1)
+                    pl_module.log(f"{tag}/{batching}", value, batch_size=1)
                     if batching == pl_module.batching:
-                        pl_module.log(tag, value, sync_dist=True, batch_size=1)
+                        pl_module.log(tag, value, batch_size=1)
 
     def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
         self._recording.close()
