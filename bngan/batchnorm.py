@@ -115,27 +115,28 @@ class SynchronizedBatchNorm(ReferenceBatchNorm):
     def _batch(self, z: Tensor) -> tuple[Tensor, Tensor, int]:
         if self.local or not (distributed.is_available() and distributed.is_initialized()):
             return super()._batch(z)
-        ranks = distributed.get_world_size()
-        mean = cast(Tensor, _SumOverRanks.apply(z.mean(dim=_reduced(z)))) / ranks
-        own_var = (z - _per_channel(mean, z)).square().mean(dim=_reduced(z))
-        var = cast(Tensor, _SumOverRanks.apply(own_var)) / ranks
-        return mean, var, ranks * z.numel() // self.num_features
+        # One message carries both; the ranks' variances are pooled about the common mean, so no digits are lost.
+        own_mean, own_var = super()._batch(z)[:2]
+        means, variances = cast(Tensor, _GatherFromRanks.apply(torch.stack([own_mean, own_var]))).unbind(dim=1)
+        mean = means.mean(dim=0)
+        var = (variances + (means - mean).square()).mean(dim=0)
+        return mean, var, len(means) * z.numel() // self.num_features
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, known to all; what it is used for on any rank matters to every rank's part of it."""
+class _GatherFromRanks(torch.autograd.Function):
+    """All ranks' tensors, stacked by rank; what is made of one on any rank matters to the rank that it is from."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        distributed.all_reduce(total)
-        return total
+        gathered = own.new_empty(distributed.get_world_size(), *own.shape)
+        distributed.all_gather(list(gathered.unbind()), own.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
-        return total
+        return total[distributed.get_rank()]
 
 
 def synchronize(module: nn.Module) -> nn.Module:
