@@ -54,6 +54,9 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             traceback.print_exc()
+        elif reason := _lost_contact(error):
+            print(f"bngan: this process ends, because another one of the run is gone ({reason})", file=sys.stderr)
+            return 1
         elif not _is_mistake(error):
             traceback.print_exc()
             return 1
@@ -150,6 +153,15 @@ def _is_mistake(error: Exception) -> bool:
         return True
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"ArgumentError", "MisconfigurationException", "NonFiniteLoss", "OutOfMemoryError"})
+
+
+def _lost_contact(error: Exception) -> str | None:
+    """Return what a rank sees of another that has died from a defect of its own, or None if the error is another one."""
+    signs = "closed by peer|reset by peer|Broken pipe|caused pair closure|Connection refused"
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if sign := re.search(signs, str(error)) if isinstance(error, RuntimeError) else None:
+        return sign[0]
+    return type(error).__name__ if names & {"DistBackendError", "DistNetworkError", "DistStoreError"} else None
 
 
 def _brief(error: Exception) -> str:

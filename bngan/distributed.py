@@ -1,5 +1,9 @@
 """What must agree between the ranks of a distributed run."""
 
+import os
+import sys
+import threading
+import time
 from collections.abc import Sequence
 
 import torch
@@ -57,6 +61,23 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(ranks)]
     distributed.all_gather(parts, padded)
     return torch.stack(parts, dim=1).flatten(end_dim=1)[:everyone]
+
+
+def end_with_parent(grace: float = 10.0) -> None:
+    """End this process some seconds after the one that started it, unless it has ended by itself until then.
+
+    A rank that waits for a message of a rank that is gone may wait for half an hour.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        time.sleep(grace)
+        print(f"bngan: rank {rank()} ends, because the process that started it is gone", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 def own_rows(rows: Tensor, parts: int) -> Tensor:

@@ -23,6 +23,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from bngan import distributed
 from bngan.callbacks import BatchNormStatistics, Checkpoints, Dashboard, Quality, RunProgress, SampleImages, WholeCheckpoints
 from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
@@ -36,6 +37,14 @@ DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
 LINKED = {"image_shape": "data.image_shape", "seed": "seed_everything"}
 # Settings of the data that a checkpoint brings along; where the files lie depends on the machine.
 DATA_KEPT = ("name", "folder", "image_size", "channels", "batch_size")
+# Groups of settings that a run goes on with, and what of them depends on the machine.
+RUN_KEPT: dict[str, set[str]] = {
+    "trainer": {"accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"},
+    "images": set(),
+    "batchnorm": set(),
+    "metrics": set(),
+    "checkpoint": set(),
+}
 RUN_FOLDER = "BNGAN_RUN_FOLDER"
 
 
@@ -66,6 +75,11 @@ class GanCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all randomness.")
         parser.add_argument("--name", type=str, default="mnist", help="Name of the experiment: runs/<name>/<time>-<id>/.")
+        parser.add_argument(
+            "--override",
+            action="store_true",
+            help="With --ckpt_path: let settings that contradict the checkpoint replace its own.",
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(SampleImages, "images")
@@ -105,33 +119,47 @@ class GanCLI(LightningCLI):
         if path == "last":
             path = settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
         content = read_checkpoint(Path(path))
-        saved = content["hyper_parameters"]
-        for name in given_settings(self.arguments, "model"):
-            if name in saved and settings.model[name] != saved[name]:
-                raise ValueError(
-                    f"--model.{name} {settings.model[name]} contradicts {path}, which has {saved[name]}; leave it out, or "
-                    "start a new run"
-                )
+        saved, datas = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
         self._saved_shape = tuple(saved["image_shape"])
         model = {name: value for name, value in saved.items() if name not in LINKED}
-        known = {
-            self.config.subcommand: {"model": model, "seed_everything": saved["seed"], "data": self._saved_data(path, content)}
-        }
+        data = {name: datas[name] for name in DATA_KEPT if name in datas}
+        seed = {"seed_everything": saved["seed"]}
+        for known, group, prefix in ((model, settings.model, "model."), (data, settings.data, "data."), (seed, settings, "")):
+            for name in given_settings(self.arguments, prefix) & known.keys():
+                # Measuring may use other data, and pictures may have been moved.
+                moved = prefix == "data." and (self.config.subcommand != "fit" or name == "folder")
+                if group[name] != known[name] and not settings.override and not moved:
+                    raise ValueError(
+                        f"--{prefix}{name} {group[name]} contradicts {path}, which has {known[name]}; leave it out, add "
+                        "--override to go on with it all the same, or start a new run"
+                    )
+                del known[name]
+        run = self._run_settings(Path(path)) if self.config.subcommand == "fit" else {}
+        known = {self.config.subcommand: {**run, "model": model, "data": data, **seed}}
         self.config = self.parser.parse_object(known, self.config)
+        self._saved_state = content["state_dict"]
 
-    def _saved_data(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
-        """Return which data the checkpoint was trained on, where the command line does not say otherwise."""
-        saved = content.get("datamodule_hyper_parameters", {})
-        settings = self.config[self.config.subcommand].data
-        kept = {name: saved[name] for name in DATA_KEPT if name in saved}
-        for name in set(given_settings(self.arguments, "data")) & kept.keys():
-            if settings[name] != kept[name] and self.config.subcommand == "fit" and name != "folder":
-                raise ValueError(
-                    f"--data.{name} {settings[name]} contradicts {path}, which has {kept[name]}; leave it out, or start a new "
-                    "run"
-                )
-            del kept[name]
-        return kept
+    def _run_settings(self, checkpoint: Path) -> dict[str, Any]:
+        """Return the plain settings of the run that made the checkpoint, where none are given: it goes on as it was."""
+        path = checkpoint.resolve().parents[1] / "config.yaml"
+        if not path.is_file():
+            print(f"There is no {path}, so how long to train and what to log are as given or as by default.", flush=True)
+            return {}
+        check_config_file(path)
+        record = yaml.safe_load(path.read_text())
+        found: dict[str, Any] = {}
+        for group, left in RUN_KEPT.items():
+            taken = left | given_settings(self.arguments, f"{group}.")
+            found[group] = {name: value for name, value in record.get(group, {}).items() if name not in taken}
+        # A folder from a stranger must not decide which code is run.
+        coded = {f"trainer.{name}": value for name, value in found["trainer"].items() if isinstance(value, dict | list)}
+        if found["metrics"].get("feature", "digits") not in ("digits", "inception"):
+            coded["metrics.feature"] = found["metrics"]["feature"]
+        if coded:
+            raise ValueError(
+                f"{path} names code of its own; give these settings again, or null: --{', --'.join(sorted(coded))}"
+            )
+        return found
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[str(self.subcommand)]
@@ -146,6 +174,8 @@ class GanCLI(LightningCLI):
                 f"the checkpoint makes images of shape {saved_shape}, but the data has {self.model.image_shape}; give the "
                 "--data settings that it was trained with"
             )
+        if hasattr(self, "_saved_state"):
+            check_weights(self.model, self._saved_state)
         settings = self.config_init[str(self.subcommand)].trainer
         if not settings.fast_dev_run:
             make_folder(self.run_folder)
@@ -170,10 +200,14 @@ class GanCLI(LightningCLI):
             synchronized = self.config_init[str(self.subcommand)].trainer.sync_batchnorm
             kind = "all devices' images together" if synchronized else "each device's images by themselves"
             self._say(f"Batch norm normalizes {kind} (--trainer.sync_batchnorm {str(synchronized).lower()})")
+        if path := self.config_init[str(self.subcommand)].ckpt_path:
+            self._say(f"Goes on from {path}")
         self._say(f"Run folder {self.run_folder}")
         self._say(f"Watch it: tensorboard --logdir {self.run_folder.parent.parent}")
 
     def after_fit(self) -> None:
+        if self.trainer.fit_loop.restarting:
+            self._say("Nothing was left to do; to train longer raise --trainer.max_epochs or --trainer.max_steps.")
         self._say(f"Done: {self.run_folder}")
 
     def _say(self, line: str) -> None:
@@ -221,6 +255,8 @@ class RunRecord(SaveConfigCallback):
 def run(arguments: list[str]) -> None:
     """Parse the arguments of fit, validate, test or predict and do it."""
     quieten()
+    if "LOCAL_RANK" in os.environ:
+        distributed.end_with_parent()
     if not DEFAULT_CONFIG.is_file():
         raise FileNotFoundError(f"{DEFAULT_CONFIG} is missing; install bngan from its source folder by pip install -e .")
     GanCLI(arguments)
@@ -310,17 +346,35 @@ def check_config_file(path: Path) -> None:
         raise ValueError(f"--config {path} holds no settings; it should have lines such as 'model:' and '  g_lr: 0.001'")
     groups = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
     for name in content:
-        if name not in (*groups, "seed_everything", "name", "ckpt_path", "verbose", "weights_only"):
+        if name not in (*groups, "seed_everything", "name", "ckpt_path", "verbose", "weights_only", "override"):
             raise ValueError(f"--config {path}: unknown group {name!r}; choose from {', '.join(groups)}")
         if name in groups and not isinstance(content[name], dict):
             raise ValueError(f"--config {path}: {name} should hold settings, not {content[name]!r}")
 
 
-def given_settings(arguments: list[str], group: str) -> Iterator[str]:
-    """Yield the names of the settings of a group that stand on the command line."""
-    for argument in arguments:
-        if match := re.match(rf"--{group}\.(\w+)", argument):
-            yield match[1]
+def given_settings(arguments: list[str], prefix: str) -> set[str]:
+    """Return the names of the settings of a group, such as "model.", that stand on the command line or in its files."""
+    found = {match[1] for argument in arguments if (match := re.match(rf"--{re.escape(prefix)}(\w+)", argument))}
+    for path in config_files(arguments):
+        content = yaml.safe_load(path.read_text())
+        found |= (content.get(prefix.removesuffix("."), {}) if prefix else content).keys()
+    return found
+
+
+def check_weights(gan: GAN, state: dict[str, torch.Tensor]) -> None:
+    """Refuse a checkpoint's weights that do not fit the networks.
+
+    Raises:
+        ValueError: saying which.
+    """
+    shapes = {name: tuple(value.shape) for name, value in gan.state_dict().items()}
+    saved = {name: tuple(value.shape) for name, value in state.items()}
+    for name in shapes.keys() | saved.keys():
+        if shapes.get(name) != saved.get(name):
+            raise ValueError(
+                f"the settings build {name} as {shapes.get(name, 'nothing')} and the checkpoint has "
+                f"{saved.get(name, 'nothing')}: networks cannot be changed by --override; start a new run"
+            )
 
 
 def git_commit() -> str | None:
@@ -357,6 +411,8 @@ def quieten() -> None:
     """Silence libraries' remarks that a user of this command can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # It tells which process has died and that the others are ended for that.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
         ".*were no .* available.*",

@@ -5,83 +5,122 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from bngan import distributed
 from bngan.callbacks.run import run_folder
 from bngan.gan import GAN
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ranks ask one another whether to stop that often, since each question is a message.
-ASK_EVERY = 10
+# Ranks ask one another whether to stop, and reading the answer makes a GPU wait, so there they ask more seldom.
+ASK_EVERY_ON_GPU = 10
+
+
+class Stopped(SystemExit):
+    """A run that was asked to stop has come to a place where it can."""
 
 
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt`, renewed every epoch, and `checkpoints/best.ckpt`, the one of the best metric.
 
-    SIGINT (Ctrl-C) or SIGTERM to any rank makes all of them stop at the same iteration, with a last.ckpt of it; a second one
-    stops that process at once.
+    SIGINT (Ctrl-C) or SIGTERM to any rank makes all of them stop at the same iteration, with a last.ckpt of it, from which
+    the run goes on as if it had not stopped; a second one stops that process at once.
 
     Args:
         monitor: metric of validation by which the best is chosen.
         mode: min if smaller is better, max if larger is.
         every_n_iterations: if set, last.ckpt is renewed that often as well.
-        keep_all: whether to also keep each of those as checkpoints/iteration-000500.ckpt.
+        every_minutes: if set, last.ckpt is renewed that often as well.
+        keep_all: whether to also keep those of every_n_iterations as checkpoints/iteration-000500.ckpt.
     """
 
     def __init__(
-        self, monitor: str = "val/fid", mode: str = "min", every_n_iterations: int | None = None, keep_all: bool = False
+        self,
+        monitor: str = "val/fid",
+        mode: str = "min",
+        every_n_iterations: int | None = None,
+        every_minutes: float | None = None,
+        keep_all: bool = False,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"checkpoint.mode must be min or max, got {mode!r}")
         if every_n_iterations is not None and every_n_iterations < 1:
             raise ValueError(f"checkpoint.every_n_iterations must be at least 1, got {every_n_iterations}")
+        if every_minutes is not None and not 0 < every_minutes < math.inf:
+            raise ValueError(f"checkpoint.every_minutes must be above 0, got {every_minutes}")
         if keep_all and every_n_iterations is None:
             raise ValueError("checkpoint.keep_all keeps what checkpoint.every_n_iterations makes: give both")
         self.monitor, self.mode = monitor, mode
-        self.every_n_iterations, self.keep_all = every_n_iterations, keep_all
+        self.every_n_iterations, self.every_minutes, self.keep_all = every_n_iterations, every_minutes, keep_all
         self.best = math.inf if mode == "min" else -math.inf
         self.best_iteration = -1
         self._missed = False
         self._asked = 0
+        self._saved_at = time.monotonic()
+        self._validation_due = False
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
+        # Lightning's own handler sends a message from within, and its question at every batch makes a GPU wait.
+        inner = cast(Any, trainer)
+        inner._signal_connector.register_signal_handlers = _nothing
+        inner.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         self._give_back_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
-        self._give_back_signals()
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
-        if self._all_asked(trainer, pl_module):
-            self._save(trainer, "last")
+        if isinstance(exception, Stopped):
+            self._save(trainer, "last", validation_due=self._validation_due)
             if trainer.is_global_zero:
                 where = "" if self._run_folder is None else f"; go on with --ckpt_path {self._run_folder}/checkpoints/last.ckpt"
                 print(f"bngan: stopped at iteration {pl_module.iterations_done}{where}", file=sys.stderr, flush=True)
-            # A process that the main one has started must not end as if it had crashed, or that one is killed.
-            started = trainer.local_rank != 0 and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys()
-            raise SystemExit(0 if started else 128 + self._asked)
-        if self.every_n_iterations and pl_module.iterations_done % self.every_n_iterations == 0:
-            if self.keep_all:
-                self._save(trainer, f"iteration-{pl_module.iterations_done:06d}")
-            self._save(trainer, "last")
+        self._give_back_signals()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
+        loop = cast(Any, trainer).fit_loop
+        self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        asked, late = self._everyones_wishes(trainer, pl_module)
+        # At the end of an epoch the place to stop is on_train_epoch_end, and at the end of the run there is no need to.
+        if asked and (self._validation_due or not loop.epoch_loop._is_training_done):
+            self._stop(trainer)
+        due = self.every_n_iterations and pl_module.iterations_done % self.every_n_iterations == 0
+        if due and self.keep_all:
+            self._save(trainer, f"iteration-{pl_module.iterations_done:06d}", validation_due=self._validation_due)
+        if due or late:
+            self._save(trainer, "last", validation_due=self._validation_due)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.heed(trainer, pl_module)
+
+    def heed(self, trainer: Trainer, gan: GAN) -> None:
+        """Stop the run within a validation if any rank was asked to; all ranks must come here equally often.
+
+        The checkpoint is that of the iteration before the validation, which is then the first thing that the run does.
+        """
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._everyones_wishes(trainer, gan)[0]:
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self._validation_due = False
         if self.monitor not in trainer.callback_metrics:
             if not self._missed and trainer.is_global_zero:
                 print(f"No best.ckpt is kept, because validation does not measure {self.monitor}.", flush=True)
@@ -93,7 +132,13 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "best")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
+        if self._everyones_wishes(trainer, pl_module)[0] and not cast(Any, trainer).fit_loop.done:
+            self._stop(trainer)
         self._save(trainer, "last")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: GAN, checkpoint: dict[str, Any]) -> None:
+        if self._validation_due:
+            _go_back_before_validation(checkpoint["loops"]["fit_loop"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_iteration": self.best_iteration}
@@ -110,21 +155,50 @@ class Checkpoints(Checkpoint):
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _all_asked(self, trainer: Trainer, gan: GAN) -> bool:
-        """Return whether any rank was asked to stop, the same on all ranks."""
-        if trainer.world_size == 1:
-            return self._asked > 0
-        if gan.iterations_done % ASK_EVERY:
-            return False
-        asked = torch.tensor(self._asked, device=gan.device)
-        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        self._asked = int(asked)
-        return self._asked > 0
+    def _everyones_wishes(self, trainer: Trainer, gan: GAN) -> tuple[bool, bool]:
+        """Return whether any rank was asked to stop, and whether last.ckpt is due by the clock, the same on all ranks."""
+        late = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        if trainer.world_size > 1:
+            if gan.device.type != "cpu" and gan.iterations_done % ASK_EVERY_ON_GPU:
+                return False, False
+            wishes = torch.tensor([self._asked, late and trainer.is_global_zero], dtype=torch.long, device=gan.device)
+            torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+            asked, late = wishes.tolist()
+            if asked == 0:  # a signal that has come meanwhile must not be forgotten
+                return False, bool(late)
+            self._asked = asked
+        return self._asked > 0, bool(late)
 
-    def _save(self, trainer: Trainer, name: str) -> None:
-        if self._run_folder is not None:
-            distributed.average_buffers(trainer.lightning_module)
-            trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
+    def _stop(self, trainer: Trainer) -> NoReturn:
+        # A process that the main one has started must not end as if it had crashed, or that one is killed.
+        started = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank != 0
+        externally = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys()
+        raise Stopped(0 if started and not externally else 128 + self._asked)
+
+    def _save(self, trainer: Trainer, name: str, *, validation_due: bool = False) -> None:
+        if self._run_folder is None:
+            return
+        distributed.average_buffers(trainer.lightning_module)
+        self._validation_due = validation_due
+        trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
+        if name == "last":
+            self._saved_at = time.monotonic()
+
+
+def _go_back_before_validation(fit_loop: dict[str, Any]) -> None:
+    """Let the saved loop stand where its last batch is done and the first batch of validation has just begun.
+
+    Left to itself, the Trainer takes a validation for done that was due when it was stopped.
+    """
+    for count in ("total", "current"):
+        batches = fit_loop["epoch_loop.batch_progress"][count]
+        batches["completed"] = batches["processed"]
+        fit_loop["epoch_loop.val_loop.batch_progress"][count] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    fit_loop["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+
+
+def _nothing() -> None:
+    """Stand in for what Lightning would do."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -143,6 +217,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        for left_over in target.parent.glob(f".{target.name}.*"):  # by a process that was killed while it wrote
+            left_over.unlink(missing_ok=True)
         try:
             with temporary.open("wb") as file:
                 torch.save(checkpoint, file)

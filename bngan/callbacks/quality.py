@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, cast
@@ -16,6 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from bngan import distributed
 from bngan.batchnorm import SAMPLINGS, Sampling, batch_norm_layers
+from bngan.callbacks.checkpoints import Checkpoints
 from bngan.callbacks.run import run_folder
 from bngan.data.loader import to_unit_range
 from bngan.gan import GAN, Weights
@@ -59,10 +61,14 @@ class Quality(Callback):
         self._quality: SampleQuality | None = None
         self._references: dict[str, Values] = {}
         self._last: Values = {}
+        self._heed: Callable[[], None] | None = None
         self._started = self._seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
+        for callback in cast(Any, trainer).callbacks:
+            if isinstance(callback, Checkpoints):
+                self._heed = partial(callback.heed, trainer, pl_module)
         digits = getattr(cast(Any, trainer).datamodule, "data_name", None) in DIGIT_SETS
         known = self.feature != "digits" or (digits and pl_module.image_shape == DIGIT_SHAPE)
         self._active = self.num_samples > 0 and known and stage != "predict"
@@ -232,8 +238,11 @@ class Quality(Callback):
     def _own_chunks(self, count: int) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of this rank's chunks of `count` images, each image in one chunk of one rank."""
         starts = range(0, count, self.chunk)
-        for start in starts[distributed.rank() :: distributed.world_size()]:
-            yield start, min(start + self.chunk, count)
+        for first in range(0, len(starts), distributed.world_size()):
+            if self._heed is not None:
+                self._heed()
+            for start in starts[first + distributed.rank() :][:1]:
+                yield start, min(start + self.chunk, count)
 
     def _print_table(self, columns: dict[str, Values], note: str) -> None:
         columns = {**columns, **self._references}

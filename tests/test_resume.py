@@ -1,0 +1,232 @@
+"""A run that was stopped anywhere and goes on ends as the one that was never stopped, to the last bit."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bngan.cli import main
+from tests.conftest import REPOSITORY
+
+# Five iterations an epoch, four epochs, two validations.
+DIGITS = (
+    "--metrics.num_samples=200",
+    "--trainer.accelerator=cpu",
+    "--trainer.limit_train_batches=5",
+    "--trainer.max_epochs=4",
+    "--trainer.check_val_every_n_epoch=2",
+    "--trainer.limit_val_batches=3",
+    "--trainer.log_every_n_steps=1",
+    "--batchnorm.every_n_iterations=4",
+    "--images.every_n_iterations=6",
+    "--data.batch_size=16",
+)
+WITHIN_EPOCHS = ("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=3")
+ITERATIONS = 20
+Series = dict[str, list[tuple[int, float]]]
+
+
+def fit(folder: Path, *settings: str) -> int:
+    return main(["fit", *settings, f"--trainer.default_root_dir={folder}"])
+
+
+def runs(folder: Path) -> list[Path]:
+    """Return the folders of all runs, the oldest first."""
+    return sorted(folder.glob("*/*"), key=lambda path: (path / "config.yaml").stat().st_mtime_ns)
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return torch.load(runs(folder)[-1] / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def series(folder: Path) -> Series:
+    """Return (iteration, value) of each scalar, of all runs together, in the order in which they were written."""
+    found: Series = {}
+    for run in runs(folder):
+        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
+    return found
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Compare nested containers; tensors must have the same bits."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num()), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_same(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same(left, right, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+def assert_ended_alike(whole: Path, resumed: Path, iterations: int = ITERATIONS) -> None:
+    one, other = last(whole), last(resumed)
+    assert int(one["state_dict"]["iteration"]) == one["global_step"] == iterations
+    for part in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert_same(one[part], other[part], part)
+    for name in ("Checkpoints", "RunProgress"):
+        mine, theirs = (next(v for key, v in content["callbacks"].items() if key.startswith(name)) for content in (one, other))
+        assert_same(mine, theirs, name)
+    assert "train/d_loss" in series(whole)
+    assert series(whole) == series(resumed)
+
+
+@pytest.fixture(scope="module")
+def whole(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the folder of an uninterrupted run with these settings, made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def of(*settings: str) -> Path:
+        if settings not in made:
+            made[settings] = tmp_path_factory.mktemp("whole")
+            assert fit(made[settings], f"--data.root={mnist_root}", *settings) == 0
+        return made[settings]
+
+    return of
+
+
+def stop_and_go_on(folder: Path, root: Path, settings: tuple[str, ...], iteration: int, kind: str = "StopAfter") -> None:
+    stop = (f"--trainer.callbacks+=tests.interruptions.{kind}", f"--trainer.callbacks.iteration={iteration}")
+    assert fit(folder, f"--data.root={root}", *settings, *stop) == 143
+    where = int(last(folder)["state_dict"]["iteration"])
+    assert where in (iteration, iteration + 1)
+    assert fit(folder, f"--data.root={root}", "--ckpt_path=last", "--trainer.callbacks=null") == 0
+
+
+@pytest.mark.parametrize("iteration", [1, 4, 5, 7, 9, 10, 14, 19])
+def test_stop_after_any_iteration(iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path) -> None:
+    stop_and_go_on(tmp_path, mnist_root, DIGITS, iteration)
+    assert_ended_alike(whole(*DIGITS), tmp_path)
+
+
+@pytest.mark.parametrize("iteration", [2, 3, 5, 8, 12])
+def test_stop_where_epochs_are_cut_up_by_validation(
+    iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
+) -> None:
+    settings = (*DIGITS, *WITHIN_EPOCHS)
+    stop_and_go_on(tmp_path, mnist_root, settings, iteration)
+    assert_ended_alike(whole(*settings), tmp_path)
+
+
+@pytest.mark.parametrize(("iteration", "more"), [(10, ()), (20, ()), (3, WITHIN_EPOCHS), (13, WITHIN_EPOCHS)])
+def test_stop_in_the_middle_of_a_validation(
+    iteration: int, more: tuple[str, ...], whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
+) -> None:
+    stop_and_go_on(tmp_path, mnist_root, (*DIGITS, *more), iteration, "StopInValidation")
+    assert int(torch.load(runs(tmp_path)[0] / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]) == iteration
+    assert_ended_alike(whole(*DIGITS, *more), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--model.n_critic=3",),
+        ("--model.accumulate=2", "--model.ema_buffers=recalibrate"),
+        ("--model.d_dropout=0.3", "--model.ema_buffers=copy"),
+        ("--model.d_norm=virtual", "--data.batch_size=64"),
+        ("--model.d_norm=layer", "--model.r1=0.1", "--model.loss=wasserstein", "--model.ema_decay=0"),
+        ("--model.network=conv", "--model.hidden_dim=4", "--model.batching=separate", "--model.d_tracks_g_step=true"),
+        ("--trainer.precision=bf16-mixed",),
+    ],
+    ids=lambda more: " ".join(setting.split(".")[1] for setting in more),
+)
+def test_every_kind_of_state_survives(
+    more: tuple[str, ...], whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
+) -> None:
+    stop_and_go_on(tmp_path, mnist_root, (*DIGITS, *more), iteration=8)
+    assert_ended_alike(whole(*DIGITS, *more), tmp_path)
+
+
+@pytest.mark.parametrize("iteration", [4, 5, 12])
+def test_run_that_counts_iterations_alone(iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path) -> None:
+    settings = (*DIGITS, "--trainer.max_epochs=-1", "--trainer.max_steps=13")
+    stop_and_go_on(tmp_path, mnist_root, settings, iteration)
+    assert_ended_alike(whole(*settings), tmp_path, iterations=13)
+
+
+def test_stopped_again_and_again(whole: Callable[..., Path], mnist_root: Path, tmp_path: Path) -> None:
+    root = f"--data.root={mnist_root}"
+    assert (
+        fit(tmp_path, root, *DIGITS, "--trainer.callbacks+=tests.interruptions.StopAfter", "--trainer.callbacks.iteration=2")
+        == 143
+    )
+    for iteration in (6, 10, 11, 15, 18):
+        stop = ("--trainer.callbacks=tests.interruptions.StopAfter", f"--trainer.callbacks.iteration={iteration}")
+        assert fit(tmp_path, root, "--ckpt_path=last", *stop) == 143
+    assert fit(tmp_path, root, "--ckpt_path=last", "--trainer.callbacks=null") == 0
+    assert len(runs(tmp_path)) == 7
+    assert_ended_alike(whole(*DIGITS), tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("iteration", [2, 4, 6])
+def test_pictures_that_workers_read(workers: int, iteration: int, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    settings = (
+        *("--data.name=folder", f"--data.folder={tmp_path / 'pictures'}", "--data.batch_size=9", "--data.in_memory_gb=0"),
+        *(f"--data.num_workers={workers}", "--metrics.num_samples=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"),
+        *("--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"),
+    )
+    assert fit(tmp_path / "whole", *settings) == 0
+    stop = ("--trainer.callbacks+=tests.interruptions.StopAfter", f"--trainer.callbacks.iteration={iteration}")
+    assert fit(tmp_path / "resumed", *settings, *stop) == 143
+    assert fit(tmp_path / "resumed", "--ckpt_path=last", *settings) == 0
+    assert_ended_alike(tmp_path / "whole", tmp_path / "resumed", iterations=12)
+
+
+def test_comparison_would_notice_another_run(whole: Callable[..., Path], mnist_root: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path, f"--data.root={mnist_root}", *DIGITS, "--seed_everything=1") == 0
+    with pytest.raises(AssertionError):
+        assert_ended_alike(whole(*DIGITS), tmp_path)
+
+
+def test_one_rank_goes_on_as_two_and_back(mnist_root: Path, tmp_path: Path) -> None:
+    common = (*DIGITS, f"--data.root={mnist_root}", "--trainer.precision=64-true", "--checkpoint.monitor=val/d_loss")
+
+    def fit_apart(folder: str, *settings: str) -> None:
+        command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "fit", *common, *settings]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, f"--trainer.default_root_dir={folder}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    fit_apart("whole")
+    for first in (1, 2):
+        folder = tmp_path / f"{first}-first"
+        # The schedules depend on how long a run is to be, so a part of one ends by its number of epochs being cut short.
+        stop = ("--checkpoint.every_n_iterations=7", "--checkpoint.keep_all=true", f"--trainer.devices={first}")
+        fit_apart(folder.name, *stop)
+        kept = runs(folder)[0] / "checkpoints" / "iteration-000007.ckpt"
+        fit_apart(folder.name, f"--ckpt_path={kept}", f"--trainer.devices={3 - first}")
+        one, other = last(tmp_path / "whole"), last(folder)
+        assert len(runs(folder)) == 2
+        for name, value in one["state_dict"].items():
+            torch.testing.assert_close(other["state_dict"][name], value, rtol=0, atol=1e-9, msg=name)
+        for mine, theirs in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
+            for number, moments in mine["state"].items():
+                for name, value in moments.items():
+                    torch.testing.assert_close(theirs["state"][number][name], value, rtol=0, atol=1e-9)
