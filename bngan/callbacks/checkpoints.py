@@ -74,6 +74,8 @@ class Checkpoints(Checkpoint):
         inner = cast(Any, trainer)
         inner._signal_connector.register_signal_handlers = _nothing
         inner.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+        # Where max_steps is set, it would end the last epoch of a checkpoint a second time.
+        inner.fit_loop._iteration_based_training = _nothing
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
@@ -198,7 +200,7 @@ def _go_back_before_validation(fit_loop: dict[str, Any]) -> None:
 
 
 def _nothing() -> None:
-    """Stand in for what Lightning would do."""
+    """Stand in for what Lightning would do or answer."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -164,7 +164,7 @@ class ImageDataModule(LightningDataModule):
         batches = ShardedBatches(num_rows, batch_size, train=train, seed=self.seed, rank=rank, ranks=ranks, parts=parts)
         if train and self.trainer is not None:
             # A DataLoader's workers start on an epoch before the Trainer has said which one it is.
-            batches.set_epoch(self.trainer.current_epoch)
+            batches.set_epoch(cast(Any, self.trainer).fit_loop.epoch_progress.current.processed)
         return batches
 
     def _placed(self, source: Labelled) -> Labelled:
