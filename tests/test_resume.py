@@ -39,8 +39,8 @@ def fit(folder: Path, *settings: str) -> int:
 
 
 def runs(folder: Path) -> list[Path]:
-    """Return the folders of all runs, the oldest first."""
-    return sorted(folder.glob("*/*"), key=lambda path: (path / "config.yaml").stat().st_mtime_ns)
+    """Return the folders of all runs that got as far as training, the oldest first."""
+    return [path.parent for path in sorted(folder.glob("*/*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)]
 
 
 def last(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps, and how they are written."""
 
+import io
 import math
 import os
 import signal
@@ -221,15 +222,17 @@ class WholeCheckpoints(TorchCheckpointIO):
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         for left_over in target.parent.glob(f".{target.name}.*"):  # by a process that was killed while it wrote
             left_over.unlink(missing_ok=True)
+        content = io.BytesIO()  # torch does not tell a full disk from a defect when it writes there itself
+        torch.save(checkpoint, content)
         try:
             with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except OSError as error:
             temporary.unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            reason = error.strerror
             raise OSError(f"{target} could not be written ({reason}); the checkpoint before it is unharmed") from error
         folder = os.open(target.parent, os.O_RDONLY)
         try:

@@ -1,0 +1,142 @@
+"""Runs that are killed, disks that are full, and runs beside one another: no checkpoint is lost."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+
+from bngan.cli import main
+from tests.conftest import REPOSITORY
+from tests.test_resume import assert_same, last, runs, series
+
+STEPS = 2000
+TINY = (
+    *("--trainer.accelerator=cpu", "--trainer.max_epochs=-1", f"--trainer.max_steps={STEPS}", "--metrics.num_samples=0"),
+    *("--data.batch_size=16", "--model.hidden_dim=16", "--checkpoint.every_n_iterations=5", "--trainer.log_every_n_steps=100"),
+    *("--batchnorm.every_n_iterations=500", "--images.every_n_iterations=500", "--trainer.limit_val_batches=1"),
+)
+
+
+def fit_quietly(arguments: tuple[str, ...], output: Path) -> None:
+    """Run the command in this process, which does nothing else, with its words in a file."""
+    torch.set_num_threads(1)
+    with output.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        os._exit(main(["fit", *arguments]))
+
+
+def checkpoints(folder: Path) -> list[int]:
+    """Return the iterations of all last.ckpt, oldest run first, each of which must be whole."""
+    found = sorted(folder.glob("*/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return [int(torch.load(path, weights_only=True)["state_dict"]["iteration"]) for path in found]
+
+
+@pytest.mark.parametrize("kills", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(kills: int, mnist_root: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bngan.trainer_cli", "tests.test_crash"])
+    moments = random.Random(0)
+
+    def start(folder: Path, *more: str) -> BaseProcess:
+        arguments = (*TINY, f"--data.root={mnist_root}", f"--trainer.default_root_dir={folder}", *more)
+        process = context.Process(target=fit_quietly, args=(arguments, tmp_path / f"{folder.name}.txt"))
+        process.start()
+        return process
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    done, saved = 0, 0
+    for number in range(10 * kills):
+        process = start(killed, *(["--ckpt_path=last"] if saved else []))
+        # Every other kill comes at any moment of the start, the others when training is under way.
+        deadline = time.monotonic() + moments.uniform(0.0, 2.0)
+        before = len(checkpoints(killed)) if number % 2 else 0
+        while number % 2 and len(list(killed.glob("*/*/checkpoints/last.ckpt"))) <= before and process.is_alive():
+            time.sleep(0.01)
+            deadline = time.monotonic() + moments.uniform(0.0, 0.3)
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
+        done += process.exitcode == -signal.SIGKILL
+        iterations = checkpoints(killed)
+        assert iterations == sorted(iterations)
+        assert len(iterations) >= (saved > 0)
+        saved = len(iterations)
+        assert not iterations or iterations[-1] < STEPS, "the run was over before it was killed often enough"
+        if done == kills:
+            break
+    assert done == kills
+    assert saved > kills // 4
+    for process in (start(killed, "--ckpt_path=last"), start(whole)):
+        process.join()
+        assert process.exitcode == 0
+    one, other = last(whole), last(killed)
+    assert one["global_step"] == STEPS
+    assert_same(one["state_dict"], other["state_dict"])
+    assert_same(one["optimizer_states"], other["optimizer_states"])
+    # What a run logged after its last checkpoint is logged again by the next one, with the same values.
+    for tag, points in series(killed).items():
+        assert sorted(set(points)) == series(whole)[tag], tag
+
+
+def test_no_left_over_of_a_killed_write_stays(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNGAN_RUN_FOLDER", str(tmp_path / "run"))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / ".last.ckpt.4711").write_bytes(b"half")
+    assert main(["fit", f"--data.root={mnist_root}", *TINY, "--trainer.max_steps=5"]) == 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_full_disk_leaves_the_checkpoint_before(mnist_root: Path, tmp_path: Path) -> None:
+    """On a real one, of 3 MB, in a mount namespace of its own."""
+    (tmp_path / "runs").mkdir()
+    sandboxed = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    mount = "mount -t tmpfs -o size=3m tmpfs runs"
+    tried = subprocess.run([*sandboxed, "sh", "-c", mount], cwd=tmp_path, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no small disk can be mounted here: {tried.stderr.strip()}")
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "fit", f"--data.root={mnist_root}"]
+    keep = ("--checkpoint.keep_all=true", "--checkpoint.every_n_iterations=5", "--trainer.max_steps=100")
+    fit = " ".join([*command, "--metrics.num_samples=0", "--trainer.accelerator=cpu", *keep])
+    script = f"{mount} && {fit}; echo status $?; cp -r runs kept"
+    done = subprocess.run([*sandboxed, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "status 2" in done.stdout, done.stderr
+    assert "could not be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+    files = list((tmp_path / "kept").glob("*/*/checkpoints/*"))
+    assert all(not path.name.startswith(".") for path in files)
+    iterations = checkpoints(tmp_path / "kept")
+    assert len(iterations) == 1
+    for path in files:
+        torch.load(path, weights_only=True)
+    assert iterations[0] >= max((int(path.stem[-6:]) for path in files if path.stem.startswith("iteration")), default=0) - 5
+
+
+def test_two_runs_at_once_do_not_meet(mnist_root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "fit", f"--data.root={mnist_root}", *TINY]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [*command, "--trainer.max_steps=20", f"--seed_everything={seed}"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        for seed in (1, 2)
+    ]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    found = runs(tmp_path / "runs")
+    assert len(found) == 2
+    contents = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in found]
+    assert {content["hyper_parameters"]["seed"] for content in contents} == {1, 2}
+    assert {int(content["state_dict"]["iteration"]) for content in contents} == {20}
+    assert all(len(list(folder.glob("events*"))) == 1 for folder in found)
