@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if (status := _asked_to_stop(error)) is not None:
+            return status
         if os.environ.get(SHOW_TRACEBACK):
             traceback.print_exc()
         elif reason := _lost_contact(error):
@@ -155,10 +157,18 @@ def _is_mistake(error: Exception) -> bool:
     return bool(names & {"ArgumentError", "MisconfigurationException", "NonFiniteLoss", "OutOfMemoryError"})
 
 
+def _asked_to_stop(error: Exception) -> int | None:
+    """Return the status of the ranks where they are all processes of this one and have stopped when asked to."""
+    status = getattr(error, "exit_code", None) if type(error).__name__ == "ProcessExitedException" else None
+    return status if status in (130, 143) else None
+
+
 def _lost_contact(error: Exception) -> str | None:
     """Return what a rank sees of another that has died from a defect of its own, or None if the error is another one."""
     signs = "closed by peer|reset by peer|Broken pipe|caused pair closure|Connection refused"
     names = {kind.__name__ for kind in type(error).__mro__}
+    if "ProcessExitedException" in names:
+        return str(error)
     if sign := re.search(signs, str(error)) if isinstance(error, RuntimeError) else None:
         return sign[0]
     return type(error).__name__ if names & {"DistBackendError", "DistNetworkError", "DistStoreError"} else None

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, only_run
 
 def start(root: Path, cwd: Path, *settings: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "fit", f"--data.root={root}"]
-    quiet = ("--metrics.num_samples=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=1000")
+    quiet = ("--trainer.accelerator=cpu", "--trainer.max_epochs=1000")
     return subprocess.Popen(
         [*command, *quiet, *settings],
         cwd=cwd,
@@ -33,38 +33,121 @@ def members(session: int) -> list[int]:
     return sorted(int(pid) for pid in listed.stdout.split())
 
 
-def wait_for_training(folder: Path) -> None:
-    for _ in range(600):
-        if list(folder.glob("runs/*/*/samples/iteration-000005.png")):
+def wait_for(folder: Path, pattern: str) -> None:
+    for _ in range(900):
+        if list(folder.glob(pattern)):
             return
         time.sleep(0.1)
-    raise AssertionError("training did not start")
+    raise AssertionError(f"no {pattern} in {folder}")
+
+
+def victims(process: subprocess.Popen[str], target: str) -> list[int]:
+    running = members(process.pid)
+    return {"leader": [process.pid], "child": running[-1:], "all": running}[target]
+
+
+def wait_until_gone(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """Return what it printed, once it and all that it started are gone."""
+    deadline = time.monotonic() + seconds
+    output = process.communicate(timeout=seconds)
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(process.pid) == []
+    return output
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    for pid in members(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
 
 
 @pytest.mark.parametrize(
-    ("devices", "target", "number"),
-    [(1, "leader", signal.SIGTERM), (1, "leader", signal.SIGINT), (2, "child", signal.SIGTERM), (2, "all", signal.SIGINT)],
+    ("strategy", "devices", "target", "number"),
+    [
+        ("auto", 1, "leader", signal.SIGTERM),
+        ("auto", 1, "leader", signal.SIGINT),
+        ("auto", 2, "leader", signal.SIGTERM),
+        ("auto", 2, "child", signal.SIGTERM),
+        ("auto", 2, "child", signal.SIGINT),
+        ("auto", 2, "all", signal.SIGINT),
+        ("ddp_spawn", 2, "child", signal.SIGTERM),
+    ],
 )
 def test_signal_stops_every_process_with_a_checkpoint(
-    devices: int, target: str, number: signal.Signals, mnist_root: Path, tmp_path: Path
+    strategy: str, devices: int, target: str, number: signal.Signals, mnist_root: Path, tmp_path: Path
 ) -> None:
-    process = start(mnist_root, tmp_path, f"--trainer.devices={devices}", "--images.every_n_iterations=5")
+    more = (f"--trainer.devices={devices}", f"--trainer.strategy={strategy}", "--images.every_n_iterations=5")
+    process = start(mnist_root, tmp_path, "--metrics.num_samples=0", *more)
     try:
-        wait_for_training(tmp_path)
-        running = members(process.pid)
-        assert len(running) >= devices
-        sent = time.monotonic()
-        for pid in {"leader": [process.pid], "child": running[-1:], "all": running}[target]:
+        wait_for(tmp_path, "runs/*/*/samples/iteration-000005.png")
+        assert len(members(process.pid)) >= devices
+        for pid in victims(process, target):
             os.kill(pid, number)
-        _, errors = process.communicate(timeout=15)
-        while members(process.pid) and time.monotonic() - sent < 15:
-            time.sleep(0.1)
-        assert members(process.pid) == []
+        _, errors = wait_until_gone(process, seconds=15)
     finally:
-        for pid in members(process.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill_all(process)
     assert process.returncode == 128 + number
     assert "stopped at iteration" in errors
     assert "Traceback" not in errors
     content = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
     assert f"stopped at iteration {int(content['state_dict']['iteration'])};" in errors
+
+
+@pytest.mark.parametrize(("devices", "target"), [(1, "leader"), (2, "child")])
+def test_signal_does_not_wait_for_the_end_of_a_validation(devices: int, target: str, mnist_root: Path, tmp_path: Path) -> None:
+    long = ("--metrics.num_samples=1000000", "--metrics.chunk=1000", "--trainer.limit_train_batches=6")
+    every = ("--trainer.check_val_every_n_epoch=1", "--images.every_n_iterations=6", f"--trainer.devices={devices}")
+    process = start(mnist_root, tmp_path, *long, *every)
+    try:
+        wait_for(tmp_path, "runs/*/*/samples/iteration-000006.png")
+        time.sleep(2.0)
+        for pid in victims(process, target):
+            os.kill(pid, signal.SIGTERM)
+        _, errors = wait_until_gone(process, seconds=15)
+    finally:
+        kill_all(process)
+    assert process.returncode == 143
+    assert "stopped at iteration 6;" in errors
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("target", ["leader", "child"])
+def test_rank_that_is_killed_takes_the_run_down(strategy: str, target: str, mnist_root: Path, tmp_path: Path) -> None:
+    more = ("--trainer.devices=2", f"--trainer.strategy={strategy}", "--images.every_n_iterations=5")
+    process = start(mnist_root, tmp_path, "--metrics.num_samples=0", *more)
+    try:
+        wait_for(tmp_path, "runs/*/*/samples/iteration-000005.png")
+        for pid in victims(process, target):
+            os.kill(pid, signal.SIGKILL)
+        _, errors = wait_until_gone(process, seconds=30)
+    finally:
+        kill_all(process)
+    assert process.returncode in ((1,) if target == "child" else (-signal.SIGKILL,))
+    assert "another one of the run is gone" in errors or "stopped at iteration" in errors, errors
+    assert "Traceback" not in errors
+
+
+def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:
+    watched = "from bngan.distributed import end_with_parent; import time; end_with_parent(grace=0.5); time.sleep(60)"
+    parent = (
+        f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {watched!r}]).pid); sys.stdout.flush(); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        time.sleep(8.0)
+        assert child in members(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        _, errors = wait_until_gone(process, seconds=10)
+    finally:
+        kill_all(process)
+    assert "the process that started it is gone" in errors

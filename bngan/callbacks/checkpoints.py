@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -77,6 +78,8 @@ class Checkpoints(Checkpoint):
         inner.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         # Where max_steps is set, it would end the last epoch of a checkpoint a second time.
         inner.fit_loop._iteration_based_training = _nothing
+        # Lightning does not tell callbacks of an exception in a process that it has spawned.
+        inner._run_stage = partial(self._run_stage, trainer, pl_module)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
@@ -87,12 +90,19 @@ class Checkpoints(Checkpoint):
         self._give_back_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
-        if isinstance(exception, Stopped):
+        self._give_back_signals()
+
+    def _run_stage(self, trainer: Trainer, gan: GAN) -> Any:
+        """Train, and save where it stops if it is stopped: here all that it had set up on its way is undone."""
+        try:
+            return Trainer._run_stage(trainer)
+        except Stopped:
             self._save(trainer, "last", validation_due=self._validation_due)
             if trainer.is_global_zero:
                 where = "" if self._run_folder is None else f"; go on with --ckpt_path {self._run_folder}/checkpoints/last.ckpt"
-                print(f"bngan: stopped at iteration {pl_module.iterations_done}{where}", file=sys.stderr, flush=True)
-        self._give_back_signals()
+                print(f"bngan: stopped at iteration {gan.iterations_done}{where}", file=sys.stderr, flush=True)
+            trainer.strategy.barrier()  # whoever is gone first may have the others killed
+            raise
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
         loop = cast(Any, trainer).fit_loop
