@@ -172,7 +172,13 @@ def step(args: argparse.Namespace) -> Seen:
     columns = {"images/s": "images_per_s", "images/s of alternations alone": "steady_images_per_s", "peak MB": "peak_mb"}
     roofline = {name: statistics.median(result[name] for result in seen["limit"]) for name in seen["limit"][0]}
     return {
-        "settings": {"batch": BATCH, "runs": args.runs, "epochs": args.epochs, "limit": args.limit, "warm_up": args.warm_up},
+        "settings": {
+            "batch": BATCH,
+            "runs": args.runs,
+            "epochs": args.epochs,
+            "alternations_per_epoch": args.limit,
+            "warm_up": args.warm_up,
+        },
         "rows": {side: spreads(seen[side], columns) for side in sides},
         "goals": {
             "fit / bare": goal(ratios(seen, "images_per_s", "fit", "bare"), FIT_TO_BARE),
@@ -208,7 +214,13 @@ def fit(args: argparse.Namespace) -> Seen:
     seen = take_turns(sides, args.runs, lambda result: f"{result['seconds']:.1f} s")
     columns = {"seconds": "seconds", "of them validation": "validation", "without it": "rest"}
     return {
-        "settings": {"batch": BATCH, "runs": args.runs, "epochs": args.epochs, "limit": args.limit, "samples": args.samples},
+        "settings": {
+            "batch": BATCH,
+            "runs": args.runs,
+            "epochs": args.epochs,
+            "alternations_per_epoch": args.limit,
+            "samples": args.samples,
+        },
         "rows": {side: spreads(seen[side], columns) for side in sides},
         "goals": {
             "fit / bare": goal(ratios(seen, "seconds", "fit", "bare")),
@@ -262,7 +274,13 @@ def memory(args: argparse.Namespace) -> Seen:
     validated, trained, bare = sides
     seen = take_turns(sides, args.runs, lambda result: f"{result['peak_mb']:,.0f} MB")
     return {
-        "settings": {"batch": BATCH, "runs": args.runs, "epochs": args.epochs, "limit": args.limit, "samples": args.samples},
+        "settings": {
+            "batch": BATCH,
+            "runs": args.runs,
+            "epochs": args.epochs,
+            "alternations_per_epoch": args.limit,
+            "samples": args.samples,
+        },
         "rows": {side: spreads(seen[side], {"peak MB": "peak_mb"}) for side in sides},
         "goals": {
             "fit with validation / bare": goal(ratios(seen, "peak_mb", validated, bare), MEMORY_TO_BARE),
@@ -313,7 +331,13 @@ def quality(args: argparse.Namespace) -> Seen:
             reached = sum(result[f"{tau}"] is not None for result in results)
             rows[recipe][f"reached {tau} x floor"] = f"{reached} of {len(results)}"
     floor = seen[args.recipes[0]][0]["floor"]
-    settings = {"seeds": list(args.seeds), "epochs": args.epochs, "limit": args.limit, "samples": args.samples, "floor": floor}
+    settings = {
+        "seeds": list(args.seeds),
+        "epochs": args.epochs,
+        "alternations_per_epoch": args.limit,
+        "samples": args.samples,
+        "floor": floor,
+    }
     return {"settings": settings, "rows": rows, "goals": {}}
 
 
@@ -333,7 +357,7 @@ def scaling(args: argparse.Namespace) -> Seen:
     seen = take_turns(sides, args.runs, lambda result: f"{result['images_per_s']:,.0f} images/s")
     pairs = ratios(seen, "images_per_s", "2 ranks", "1 process")
     return {
-        "settings": {"batch": SCALING_BATCH, "runs": args.runs, "epochs": args.epochs, "limit": args.limit},
+        "settings": {"batch": SCALING_BATCH, "runs": args.runs, "epochs": args.epochs, "alternations_per_epoch": args.limit},
         "rows": {side: spreads(seen[side], {"images/s": "images_per_s"}) for side in sides},
         "goals": {"2 ranks / 1 process, median": goal(pairs), "2 ranks / 1 process, best": goal([max(pairs)], TWO_TO_ONE)},
     }
@@ -396,7 +420,7 @@ def scaling_folder(args: argparse.Namespace) -> Seen:
     seen = take_turns(sides, args.runs, lambda result: f"{result['waiting']:.1%} of the time waiting")
     columns = {"images/s": "images_per_s", "share of time waiting": "waiting", "seconds to the first alternation": "start"}
     return {
-        "settings": {"pictures": args.count, "runs": args.runs, "epochs": args.epochs, "limit": args.limit},
+        "settings": {"pictures": args.count, "runs": args.runs, "epochs": args.epochs, "alternations_per_epoch": args.limit},
         "rows": {side: spreads(seen[side], columns) for side in sides},
         "goals": {f"waiting, {side}": goal([result["waiting"] for result in seen[side]], WAITING) for side in sides},
     }

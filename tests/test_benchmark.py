@@ -210,7 +210,7 @@ def test_step_compares_all_sides_and_records_it(tmp_path: Path) -> None:
         (("quality", "--recipes", "default", "--seeds", "1", "2", "--samples=200", *SHORT), 1),
         (("scaling", "--runs=1", *SHORT), 2),
         (("scaling", "--images", "--sizes", "1000", "5000", "--runs=1", "--alternations=20", "--warm-up=5", "--threads=1"), 2),
-        (("scaling", "--folder", "--count=80", "--runs=1", "--threads=1", "--limit=2", "--warm-up=1", "--epochs=1"), 2),
+        (("scaling", "--folder", "--count=160", "--runs=1", "--threads=1", "--limit=2", "--warm-up=1", "--epochs=1"), 2),
     ],
 )
 def test_every_subcommand_adds_its_result_to_the_file_and_the_page(
