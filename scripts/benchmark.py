@@ -1,167 +1,646 @@
-"""Measure what the framework costs: images/s of `bngan fit` and of a bare PyTorch loop of the same networks.
+"""Measure what `bngan fit` costs, and compare it with what the same networks can cost.
 
-    python scripts/benchmark.py step --runs 5
+    python scripts/benchmark.py step                # images/s of fit, a bare loop, the textbook's GAN, and the machine's limit
+    python scripts/benchmark.py fit                 # whole commands, from the shell to their end
+    python scripts/benchmark.py startup             # from the command to the first alternation
+    python scripts/benchmark.py memory              # the most memory held at once
+    python scripts/benchmark.py quality             # from the command to a FID
+    python scripts/benchmark.py scaling             # two processes against one
+    python scripts/benchmark.py scaling --images    # a thousand to a million images
+    python scripts/benchmark.py scaling --folder    # 50,000 colour pictures: is the step kept waiting?
+    python scripts/benchmark.py report              # docs/performance.md from what the others recorded
 
-Both sides train the default recipe on MNIST in processes of their own, in turn, so that a slow spell of the machine hits
-both. The first iterations are not timed. The table gives medians; the last line is JSON.
+The sides, on the same networks, batch and data:
+
+    fit       `python scripts/train.py fit`, which is `bngan fit`, with every callback, and one more that times it
+    bare      scripts/bare_gan.py, the same recipe as one writes it by hand for speed
+    textbook  scripts/textbook_gan.py, a GAN in Lightning as tutorials write it
+    limit     scripts/roofline.py, the recipe's arithmetic over the rates that this machine reaches
+
+Each run is a process of its own; the sides take turns, and every other round in reverse, so that a slow spell of the machine
+hits all of them. The first alternations are not timed. Figures are medians with the least and the most; ratios are taken within
+a round. The last line is JSON, and the same goes into docs/performance.json, under the subcommand's name.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
+import random
 import resource
+import shlex
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.pytorch import Callback, Trainer
-from torch import Tensor, nn
-from torch.nn import functional as F
+from performance_page import Seen, conditions, goals_table, rows_table, text_table, write_page
 
-from bngan.data import mnist
-from bngan.data.datasets import DATASETS
-from bngan.gan import GAN
-from bngan.networks import Discriminator, Generator
+if TYPE_CHECKING:
+    import torch  # the sides load it; here it would only cost time and memory
 
-WARM_UP = 100
-BATCH = 128
+SCRIPTS = Path(__file__).resolve().parent
+REPOSITORY = SCRIPTS.parent
+BATCH, SCALING_BATCH = 128, 512
+TAUS = (20, 10)  # multiples of the floor that FID must reach
+RECIPES = ("default", "best_mlp", "dcgan")
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+IMAGE_BYTES = 28 * 28
+# What issues promise: at least (+1) or at most (-1) that value.
+FIT_TO_BARE, FIT_TO_TEXTBOOK = (+1, 0.95), (+1, 3.0)
+START_TO_IMPORT, HELP_SECONDS = (-1, 1.25), (-1, 0.7)
+MEMORY_TO_BARE = (-1, 1.2)
+TWO_TO_ONE = (+1, 1.6)
+COST_SPREAD, BYTES_PER_BYTE, WAITING = (-1, 1.1), (-1, 1.1), (-1, 0.05)
+IMPORTS = "import torch, lightning.pytorch, torchmetrics"
+# Variables that would make a child part of somebody's job, or another kind of run than a fresh shell starts.
+FOREIGN = ("BNGAN_", "PL_", "SLURM_", "TORCHELASTIC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "PYTHONPROFILE")
+RANKS = {"RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+Side = Callable[[int], Seen]
 
 
 def main() -> None:
+    args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if args.command == "prepare":
+        print(json.dumps(prepare(args.folder, args.pictures)))
+        return
+    if args.command == "report":
+        results = read(args.output)
+        if not results:
+            fail(f"{args.output} holds no results; run python scripts/benchmark.py step first")
+        write_page(results, args.output.with_suffix(".md"))
+        print(f"{args.output.with_suffix('.md')} written")
+        return
+    measure = {"step": step, "fit": fit, "startup": startup, "scaling": scaling, "quality": quality, "memory": memory}
+    try:
+        with tempfile.TemporaryDirectory(prefix="bngan-benchmark-") as folder:
+            args.work = Path(folder)
+            machine = run([*script("benchmark"), "prepare", str(args.work)], args)
+            if args.device == "cuda" and machine["gpu"] is None:
+                fail("there is no GPU here that torch can use; leave out --device")
+            result = measure[args.command](args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    key = f"{args.command} {args.mode}".strip()
+    key += "" if args.device == "cpu" else f" on {machine['gpu']}"
+    result = {
+        "command": shlex.join(["python", "scripts/benchmark.py", *without(sys.argv[1:], "--output")]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **machine,
+        "settings": {"device": args.device, "threads": args.threads, **result.pop("settings")},
+        **result,
+    }
+    result = rounded(result)
+    known = read(args.output)
+    write(args.output, json.dumps({**known, key: result}, indent=1) + "\n")
+    print(f"\n{key}: {conditions(result)}\n")
+    print("\n".join(text_table(rows_table(result))))
+    if result["goals"]:
+        print("\n" + "\n".join(text_table(goals_table(result))))
+    print(json.dumps(result))
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    step = commands.add_parser("step", help="images/s of fit and of a bare loop, and their ratio")
-    step.add_argument("--runs", type=int, default=5, help="pairs of runs (default 5)")
-    step.add_argument("--epochs", type=int, default=2, help="passes over MNIST in each run (default 2)")
-    step.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each process (default all cores)")
-    one = commands.add_parser("one", help="a single run, in this process")
-    one.add_argument("side", choices=SIDES)
-    one.add_argument("--epochs", type=int, default=2)
-    one.add_argument("--root", type=Path, required=True)
+    page = commands.add_parser("report", help="write the page, and its picture, from the recorded results")
+    prepared = commands.add_parser("prepare", help="(internal) lay out the data and describe the machine")
+    prepared.add_argument("folder", type=Path)
+    prepared.add_argument("--pictures", type=int, default=0)
+    timed: dict[str, argparse.ArgumentParser] = {}
+    for name, purpose, runs in (
+        ("step", "images/s of every side, and their ratios", 7),
+        ("fit", "seconds of whole commands", 3),
+        ("startup", "seconds to the first alternation", 7),
+        ("scaling", "two processes against one; or --images, or --folder", 5),
+        ("quality", "seconds from the command to a FID", 1),
+        ("memory", "most memory held at once", 3),
+    ):
+        timed[name] = commands.add_parser(name, help=purpose)
+        timed[name].add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each run (default all cores)")
+        timed[name].add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        if name != "quality":
+            timed[name].add_argument("--runs", type=int, default=runs, help=f"rounds in which each side runs (default {runs})")
+    for name, epochs in (("step", 2), ("fit", 20), ("memory", 1), ("scaling", 3), ("quality", None)):
+        told = "the recipe's" if epochs is None else epochs
+        timed[name].add_argument("--epochs", type=int, default=epochs, help=f"passes over the data (default {told})")
+        timed[name].add_argument("--limit", type=int, help="alternations per pass, at most")
+        timed[name].add_argument("--samples", type=int, default=10_000, help="samples that a validation measures")
+    for name in timed:
+        timed[name].add_argument("--warm-up", type=int, default=100, help="alternations that are not timed (default 100)")
+    mode = timed["scaling"].add_mutually_exclusive_group()
+    mode.add_argument("--images", action="store_true", help="cost per image by the number of images")
+    mode.add_argument("--folder", action="store_true", help="how long a folder of pictures keeps the step waiting")
+    timed["scaling"].add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images for --images")
+    timed["scaling"].add_argument("--alternations", type=int, default=2000, help="length of each run of --images")
+    timed["scaling"].add_argument("--count", type=int, default=50_000, help="pictures for --folder")
+    timed["quality"].add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    timed["quality"].add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3, 4, 5))
+    for command in (page, *timed.values()):
+        command.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "performance.json", help="results' file")
     args = parser.parse_args()
-    if args.command == "one":
-        SIDES[args.side](args.root, args.epochs)
-    else:
-        compare(args.runs, args.epochs, args.threads)
+    if args.command in timed:
+        for name in ("runs", "epochs", "limit", "threads", "alternations", "count"):
+            value = getattr(args, name, None)
+            if value is not None and value < 1:
+                parser.error(f"--{name} must be at least 1, got {value}")
+        args.mode = "images" if getattr(args, "images", False) else "folder" if getattr(args, "folder", False) else ""
+    return args
 
 
-def compare(runs: int, epochs: int, threads: int) -> None:
-    """Run both sides in turn and print images/s, peak memory and the ratio."""
-    results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
-        mnist.lay_out(Path(folder))
-        for number in range(runs):
-            for side in SIDES if number % 2 == 0 else reversed(SIDES):
-                command = [sys.executable, __file__, "one", side, "--epochs", str(epochs), "--root", folder]
-                environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-                done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-                result = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
-                results[side].append(result)
-                print(f"run {number + 1}/{runs}  {side:<5} {result['images_per_s']:8,.0f} images/s", flush=True)
-    ratios = [fit["images_per_s"] / bare["images_per_s"] for fit, bare in zip(results["fit"], results["bare"], strict=True)]
-    report: dict[str, Any] = {
-        "batch": BATCH,
-        "runs": runs,
-        "threads": threads,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+# What is measured ------------------------------------------------------------------------------------------------------
+
+
+def step(args: argparse.Namespace) -> Seen:
+    """Images per second of the four sides after the warm-up."""
+    sides: dict[str, Side] = {
+        "fit": lambda _: run(fit_command(args, "--trainer.limit_val_batches=0"), args),
+        "bare": lambda _: run(loop("bare_gan", args), args),
+        "textbook": lambda _: run(loop("textbook_gan", args), args),
+        "limit": lambda _: run([*script("roofline"), f"--batch={BATCH}", f"--device={args.device}"], args),
     }
-    print(f"\n{'':<6}{'images/s':>10}{'lowest':>10}{'highest':>10}{'peak MB':>10}")
-    for side, rows in results.items():
-        speeds = [row["images_per_s"] for row in rows]
-        peak = statistics.median(row["peak_mb"] for row in rows)
-        report[side] = {"images_per_s": statistics.median(speeds), "all": speeds, "peak_mb": peak}
-        print(f"{side:<6}{statistics.median(speeds):10,.0f}{min(speeds):10,.0f}{max(speeds):10,.0f}{peak:10,.0f}")
-    print(f"fit / bare: {report['ratio']:.3f} (median of {runs} pairs, {min(ratios):.3f} to {max(ratios):.3f})")
-    print(json.dumps(report))
+    seen = take_turns(sides, args.runs, lambda result: f"{result['images_per_s']:,.0f} images/s")
+    columns = {"images/s": "images_per_s", "images/s of alternations alone": "steady_images_per_s", "peak MB": "peak_mb"}
+    roofline = {name: statistics.median(result[name] for result in seen["limit"]) for name in seen["limit"][0]}
+    return {
+        "settings": {
+            "batch": BATCH,
+            "runs": args.runs,
+            "epochs": args.epochs,
+            "alternations_per_epoch": args.limit,
+            "warm_up": args.warm_up,
+        },
+        "rows": {side: spreads(seen[side], columns) for side in sides},
+        "goals": {
+            "fit / bare": goal(ratios(seen, "images_per_s", "fit", "bare"), FIT_TO_BARE),
+            "fit / bare, alternations alone": goal(ratios(seen, "steady_images_per_s", "fit", "bare")),
+            "fit / textbook": goal(ratios(seen, "images_per_s", "fit", "textbook"), FIT_TO_TEXTBOOK),
+            "fit / limit": goal(ratios(seen, "images_per_s", "fit", "limit")),
+        },
+        "roofline": roofline,
+    }
 
 
-def run_bare(root: Path, epochs: int) -> None:
-    """Train the default recipe as one would write it by hand for speed: one tensor, fused Adam, one forward of G."""
-    images, _ = DATASETS["mnist"].load(root, train=True)
-    pixels = images.flatten(start_dim=1)
-    torch.manual_seed(0)
-    generator, discriminator = Generator(), Discriminator()
-    g_adam = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.5, 0.999), fused=True)
-    d_adam = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.999), fused=True)
-    g_weights = list(generator.parameters())
-    d_norms = [layer for layer in discriminator.modules() if isinstance(layer, nn.BatchNorm1d)]
-    total = epochs * (len(pixels) // BATCH)
-    noise_at_start = GAN().noise
-    done, start = 0, 0.0
-    for _ in range(epochs):
-        for rows in torch.randperm(len(pixels)).split(BATCH):
-            if len(rows) < BATCH:
-                continue
-            noise = torch.randn(2 * BATCH, pixels.shape[1]) * (noise_at_start * (1 - done / total))
-            real = pixels[rows].float().div_(127.5).sub_(1) + noise[:BATCH]
-            fake = generator(torch.randn(BATCH, 100))
-            logits = discriminator.logits(torch.cat([real, fake.detach() + noise[BATCH:]]))
-            F.softplus(logits[BATCH:] - logits[:BATCH]).mean().backward()
-            d_adam.step()
-            d_adam.zero_grad()
-            set_tracking(d_norms, False)
-            logits = discriminator.logits(torch.cat([real, fake + noise[BATCH:]]))
-            loss = F.softplus(logits[:BATCH] - logits[BATCH:]).mean()
-            loss.backward(inputs=g_weights)
-            set_tracking(d_norms, True)
-            g_adam.step()
-            g_adam.zero_grad()
-            done += 1
-            if done == WARM_UP:
-                start = time.perf_counter()
-    report(done - WARM_UP, time.perf_counter() - start)
+def fit(args: argparse.Namespace) -> Seen:
+    """Seconds of the whole fit command, and of the bare loop as a script that ends by saving G."""
+    weights = f"--output={args.work / 'generator.pt'}"
+
+    def whole(number: int) -> Seen:
+        forget_floors(args)
+        root = args.work / f"fit-{number}"
+        started = time.monotonic()
+        run(fit_command(args, f"--metrics.num_samples={args.samples}", f"--trainer.default_root_dir={root}"), args)
+        seconds = time.monotonic() - started
+        found = list(root.glob("*/*/quality.json"))
+        measuring = json.loads(found[0].read_text())["validation_seconds"] if found else 0.0
+        return {"seconds": seconds, "validation": measuring, "rest": seconds - measuring}
+
+    def script_alone(_: int) -> Seen:
+        started = time.monotonic()
+        run([*loop("bare_gan", args), weights], args)
+        seconds = time.monotonic() - started
+        return {"seconds": seconds, "validation": 0.0, "rest": seconds}
+
+    sides: dict[str, Side] = {"fit": whole, "bare": script_alone}
+    seen = take_turns(sides, args.runs, lambda result: f"{result['seconds']:.1f} s")
+    columns = {"seconds": "seconds", "of them validation": "validation", "without it": "rest"}
+    return {
+        "settings": {
+            "batch": BATCH,
+            "runs": args.runs,
+            "epochs": args.epochs,
+            "alternations_per_epoch": args.limit,
+            "samples": args.samples,
+        },
+        "rows": {side: spreads(seen[side], columns) for side in sides},
+        "goals": {
+            "fit / bare": goal(ratios(seen, "seconds", "fit", "bare")),
+            "fit without validation / bare": goal(ratios(seen, "rest", "fit", "bare")),
+        },
+    }
 
 
-def set_tracking(norms: list[nn.BatchNorm1d], tracking: bool) -> None:
-    for norm in norms:
-        norm.track_running_stats = tracking
+def startup(args: argparse.Namespace) -> Seen:
+    """Seconds from the command to the end of the first alternation, with the data in place, and what they are made of."""
+
+    def first(_: int) -> Seen:
+        started = time.time()
+        seen = run(fit_command(args, "--trainer.max_steps=1", epochs=20), args)
+        return {"seconds": seen["first_alternation"] - started}
+
+    def whole(*command: str) -> Side:
+        def measured(_: int) -> Seen:
+            started = time.monotonic()
+            run(command, args, answers=False)
+            return {"seconds": time.monotonic() - started}
+
+        return measured
+
+    sides: dict[str, Side] = {
+        "fit, to the first alternation": first,
+        f"python -c '{IMPORTS}'": whole(sys.executable, "-c", IMPORTS),
+        "bngan --help": whole(*script("train"), "--help"),
+    }
+    to_first, imports, help_ = sides
+    take_turns(sides, 1, lambda _: "not counted, files are being cached")
+    seen = take_turns(sides, args.runs, lambda result: f"{result['seconds']:.2f} s")
+    return {
+        "settings": {"runs": args.runs},
+        "rows": {side: spreads(seen[side], {"seconds": "seconds"}) for side in sides},
+        "goals": {
+            "first alternation / imports": goal(ratios(seen, "seconds", to_first, imports), START_TO_IMPORT),
+            "bngan --help, seconds": goal([result["seconds"] for result in seen[help_]], HELP_SECONDS),
+        },
+    }
 
 
-def run_fit(root: Path, epochs: int) -> None:
-    """Train by the command that a user types, with every callback at work."""
-    from bngan.cli import main as bngan
-
-    settings = (f"--data.root={root}", f"--trainer.max_epochs={epochs}", "--trainer.accelerator=cpu")
-    status = bngan(["fit", *settings, "--trainer.callbacks+=benchmark.Stopwatch"])
-    if status:
-        sys.exit(status)
-
-
-class Stopwatch(Callback):
-    """Prints images/s from the end of the warm-up to the end of the last epoch."""
-
-    def __init__(self) -> None:
-        self.done, self.start = 0, 0.0
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: GAN, outputs: object, batch: list[Tensor], batch_idx: int
-    ) -> None:
-        self.done += 1
-        if self.done == WARM_UP:
-            self.start = time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
-        self.seconds = time.perf_counter() - self.start
-
-    def teardown(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
-        report(self.done - WARM_UP, self.seconds)
+def memory(args: argparse.Namespace) -> Seen:
+    """Peak memory of fit, with a validation of every metric and without, and of the bare loop."""
+    validating = (f"--metrics.num_samples={args.samples}", "--trainer.check_val_every_n_epoch=1")
+    sides: dict[str, Side] = {
+        "fit, with validation": lambda _: run(fit_command(args, *validating), args),
+        "fit, training alone": lambda _: run(fit_command(args, "--trainer.limit_val_batches=0"), args),
+        "bare": lambda _: run(loop("bare_gan", args), args),
+    }
+    validated, trained, bare = sides
+    seen = take_turns(sides, args.runs, lambda result: f"{result['peak_mb']:,.0f} MB")
+    return {
+        "settings": {
+            "batch": BATCH,
+            "runs": args.runs,
+            "epochs": args.epochs,
+            "alternations_per_epoch": args.limit,
+            "samples": args.samples,
+        },
+        "rows": {side: spreads(seen[side], {"peak MB": "peak_mb"}) for side in sides},
+        "goals": {
+            "fit with validation / bare": goal(ratios(seen, "peak_mb", validated, bare), MEMORY_TO_BARE),
+            "fit training alone / bare": goal(ratios(seen, "peak_mb", trained, bare), MEMORY_TO_BARE),
+        },
+    }
 
 
-def report(iterations: int, seconds: float) -> None:
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"images_per_s": iterations * BATCH / seconds, "peak_mb": peak_mb}), flush=True)
+def quality(args: argparse.Namespace) -> Seen:
+    """Seconds from the command to the end of the first validation whose FID is at most TAUS times the floor.
+
+    FID is measured after each epoch. That time is counted, since a person waits for it too, as are start-up and working out
+    the floor. A run ends where it reaches the smallest of TAUS; one that never does counts as never in the median.
+    """
+    epochs = () if args.epochs is None else (f"--trainer.max_epochs={args.epochs}",)
+
+    def to_fid(recipe: str) -> Side:
+        def measured(seed: int) -> Seen:
+            forget_floors(args)
+            settings = (
+                f"--config={REPOSITORY / 'configs' / recipe}.yaml",
+                f"--seed_everything={args.seeds[seed]}",
+                f"--metrics.num_samples={args.samples}",
+                "--trainer.check_val_every_n_epoch=1",
+                *epochs,
+            )
+            started = time.time()
+            seen = run(fit_command(args, *settings, epochs=None, stop_at_floors=min(TAUS)), args)
+            ended = time.time()
+            if not seen["validations"]:
+                fail(f"{recipe} ended without a validation; train for a whole epoch")
+            reached = {
+                f"{tau}": next((at - started for at, fid, floor in seen["validations"] if fid <= tau * floor), None)
+                for tau in TAUS
+            }
+            _, best, floor = min(seen["validations"], key=lambda validation: validation[1])
+            return {**reached, "best": best, "floors": best / floor, "floor": floor, "seconds": ended - started}
+
+        return measured
+
+    sides = {recipe: to_fid(recipe) for recipe in args.recipes}
+    seen = take_turns(sides, len(args.seeds), lambda result: f"FID {result['best']:.3f}, {result['floors']:.1f} x its floor")
+    columns = {f"seconds to {tau} x floor": f"{tau}" for tau in TAUS}
+    columns |= {"best FID": "best", "best / floor": "floors", "seconds of the run": "seconds"}
+    rows = {recipe: spreads(seen[recipe], columns) for recipe in sides}
+    for recipe, results in seen.items():
+        for tau in TAUS:
+            reached = sum(result[f"{tau}"] is not None for result in results)
+            rows[recipe][f"reached {tau} x floor"] = f"{reached} of {len(results)}"
+    floor = seen[args.recipes[0]][0]["floor"]
+    settings = {
+        "seeds": list(args.seeds),
+        "epochs": args.epochs,
+        "alternations_per_epoch": args.limit,
+        "samples": args.samples,
+        "floor": floor,
+    }
+    return {"settings": settings, "rows": rows, "goals": {}}
 
 
-SIDES = {"bare": run_bare, "fit": run_fit}
+def scaling(args: argparse.Namespace) -> Seen:
+    """Two ranks of one thread against one process of one thread; or one of the modes below."""
+    if args.mode == "images":
+        return scaling_images(args)
+    if args.mode == "folder":
+        return scaling_folder(args)
+    args.threads = 1
+
+    def ranks(devices: int) -> Side:
+        settings = (f"--trainer.devices={devices}", f"--data.batch_size={SCALING_BATCH}", "--trainer.limit_val_batches=0")
+        return lambda _: run(fit_command(args, *settings), args)
+
+    sides = {"2 ranks": ranks(2), "1 process": ranks(1)}
+    seen = take_turns(sides, args.runs, lambda result: f"{result['images_per_s']:,.0f} images/s")
+    pairs = ratios(seen, "images_per_s", "2 ranks", "1 process")
+    return {
+        "settings": {"batch": SCALING_BATCH, "runs": args.runs, "epochs": args.epochs, "alternations_per_epoch": args.limit},
+        "rows": {side: spreads(seen[side], {"images/s": "images_per_s"}) for side in sides},
+        "goals": {"2 ranks / 1 process, median": goal(pairs), "2 ranks / 1 process, best": goal([max(pairs)], TWO_TO_ONE)},
+    }
+
+
+def scaling_images(args: argparse.Namespace) -> Seen:
+    """Cost per image and memory by the number of images, all of noise, in the files that torchvision's Fashion-MNIST has."""
+
+    def sized(size: int) -> Side:
+        root = args.work / f"images-{size}"
+        write_images(root / "FashionMNIST" / "raw", size)
+        settings = (
+            "--data.name=fashion_mnist",
+            f"--data.root={root}",
+            f"--trainer.max_steps={args.alternations}",
+            "--trainer.limit_val_batches=0",
+        )
+        epochs = math.ceil(args.alternations / (size // BATCH))
+        return lambda _: run(fit_command(args, *settings, epochs=epochs), args)
+
+    if min(args.sizes) < BATCH:
+        fail(f"--sizes must be at least {BATCH}, the batch")
+    sides = {f"{size:,} images": sized(size) for size in sorted(set(args.sizes))}
+    seen = take_turns(sides, args.runs, lambda result: f"{result['images_per_s']:,.0f} images/s")
+    for results in seen.values():
+        for result in results:
+            result["cost"] = 1e6 / result["images_per_s"]
+    rows = {side: spreads(seen[side], {"µs per image": "cost", "peak MB": "peak_mb"}) for side in sides}
+    least, most = min(args.sizes), max(args.sizes)
+    costs = [row["µs per image"]["median"] for row in rows.values()]
+    goals = {"dearest / cheapest image": goal([max(costs) / min(costs)], COST_SPREAD)}
+    if most > least:
+        grown = (most - least) * IMAGE_BYTES / 2**20
+        pairs = zip(seen[f"{most:,} images"], seen[f"{least:,} images"], strict=True)
+        growth = [(large["peak_mb"] - small["peak_mb"]) / grown for large, small in pairs]
+        goals["growth of peak memory / of the data as uint8"] = goal(growth, BYTES_PER_BYTE)
+    return {"settings": {"batch": BATCH, "runs": args.runs, "alternations": args.alternations}, "rows": rows, "goals": goals}
+
+
+def scaling_folder(args: argparse.Namespace) -> Seen:
+    """The share of time in which configs/pictures.yaml waits for 64 x 64 colour pictures, held in memory or read as needed."""
+    pictures = args.work / "pictures"
+    run([*script("benchmark"), "prepare", str(pictures), f"--pictures={args.count}"], args)
+    common = (
+        f"--config={REPOSITORY / 'configs' / 'pictures.yaml'}",
+        f"--data.folder={pictures}",
+        "--trainer.profiler=simple",
+        "--trainer.limit_val_batches=0",
+    )
+
+    def kept(*settings: str) -> Side:
+        def measured(_: int) -> Seen:
+            started = time.time()
+            seen = run(fit_command(args, *common, *settings, root=False), args)
+            return {**seen, "start": seen["first_alternation"] - started}
+
+        return measured
+
+    sides = {"held in memory": kept(), "read by 2 workers": kept("--data.in_memory_gb=0")}
+    seen = take_turns(sides, args.runs, lambda result: f"{result['waiting']:.1%} of the time waiting")
+    columns = {"images/s": "images_per_s", "share of time waiting": "waiting", "seconds to the first alternation": "start"}
+    return {
+        "settings": {"pictures": args.count, "runs": args.runs, "epochs": args.epochs, "alternations_per_epoch": args.limit},
+        "rows": {side: spreads(seen[side], columns) for side in sides},
+        "goals": {f"waiting, {side}": goal([result["waiting"] for result in seen[side]], WAITING) for side in sides},
+    }
+
+
+# Running ---------------------------------------------------------------------------------------------------------------
+
+
+def take_turns(sides: Mapping[str, Side], runs: int, tell: Callable[[Seen], str]) -> dict[str, list[Seen]]:
+    """Run every side in each round, in reverse in every other one; return what each saw, by round."""
+    seen: dict[str, list[Seen]] = {side: [] for side in sides}
+    for number in range(runs):
+        for side in sides if number % 2 == 0 else reversed(list(sides)):
+            result = sides[side](number)
+            seen[side].append(result)
+            print(f"round {number + 1}/{runs}  {side:<12} {tell(result)}", flush=True)
+    return seen
+
+
+def script(name: str) -> list[str]:
+    return [sys.executable, str(SCRIPTS / f"{name}.py")]
+
+
+def loop(name: str, args: argparse.Namespace) -> list[str]:
+    """Return the command of a side that is a script of its own."""
+    limit = [] if args.limit is None else [f"--limit={args.limit}"]
+    options = (f"--epochs={args.epochs}", f"--batch={BATCH}", f"--device={args.device}", f"--warm-up={args.warm_up}")
+    return [*script(name), f"--root={args.work}", *options, *limit]
+
+
+def fit_command(
+    args: argparse.Namespace, *settings: str, epochs: int | None = -1, stop_at_floors: float = 0, root: bool = True
+) -> list[str]:
+    """Return the fit command with a stopwatch; `settings` win over what is set here. Epochs None leaves them to the recipe."""
+    epochs = args.epochs if epochs == -1 else epochs
+    accelerator = "cpu" if args.device == "cpu" else "gpu"
+    own = [f"--trainer.accelerator={accelerator}"]
+    own += [f"--data.root={args.work}"] if root else []
+    own += [] if any(setting.startswith("--trainer.devices") for setting in settings) else ["--trainer.devices=1"]
+    own += [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
+    own += [] if getattr(args, "limit", None) is None else [f"--trainer.limit_train_batches={args.limit}"]
+    watch = ("--trainer.callbacks+=stopwatch.Stopwatch", f"--trainer.callbacks.warm_up={args.warm_up}")
+    configs = [setting for setting in settings if setting.startswith("--config")]
+    others = [setting for setting in settings if not setting.startswith("--config")]
+    return [*script("train"), "fit", *configs, *own, *others, *watch, f"--trainer.callbacks.stop_at_floors={stop_at_floors}"]
+
+
+def run(command: Sequence[str], args: argparse.Namespace, *, answers: bool = True) -> Seen:
+    """Run a command as a fresh shell would, in a process group that ends with it; return the last JSON that it printed."""
+    environment = {key: value for key, value in os.environ.items() if key not in RANKS and not key.startswith(FOREIGN)}
+    environment["OMP_NUM_THREADS"] = str(args.threads)
+    child = subprocess.Popen(
+        command,
+        cwd=args.work,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = child.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    told = [line for line in output.splitlines() if line.startswith("{")]
+    if child.returncode or (answers and not told):
+        tail = "\n".join((errors or output).strip().splitlines()[-8:])
+        fail(f"{' '.join(command)}\nended with status {child.returncode}:\n{tail}")
+    seen: Seen = json.loads(told[-1]) if told else {}
+    if answers and "alternations" in seen and "images_per_s" not in seen and args.command in ("step", "scaling"):
+        fail(f"{seen['alternations']} alternations are no more than the {args.warm_up} of --warm-up; train for longer")
+    return seen
+
+
+def fail(reason: str) -> None:
+    print(f"benchmark: error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def forget_floors(args: argparse.Namespace) -> None:
+    """Make the next run work out the floor and the controls, as the first run on a data set does."""
+    (args.work / "floors.json").unlink(missing_ok=True)
+
+
+def prepare(folder: Path, pictures: int) -> Seen:
+    """Lay out MNIST in `folder`, or that many pictures instead, and return what the machine and the software are."""
+    import torch
+
+    from bngan.data import mnist
+    from bngan.trainer_cli import git_commit
+
+    if pictures:
+        write_pictures(folder, pictures)
+    else:
+        mnist.lay_out(folder)
+    return {
+        "git": git_commit(),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("bngan", "torch", "lightning")}},
+    }
+
+
+def cpu_model() -> str:
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        for line in described.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Write smooth random 64 x 64 colour pictures, as JPEG, which photographs mostly are."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    numbers = random.Random(0)
+    for number in range(count):
+        coarse = Image.frombytes("RGB", (8, 8), numbers.randbytes(8 * 8 * 3))
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=90)
+
+
+def write_images(raw: Path, count: int) -> None:
+    """Write `count` training images of noise, and 1,000 held out, as IDX files."""
+    raw.mkdir(parents=True)
+    numbers = random.Random(0)
+    for part, size in (("train", count), ("t10k", 1_000)):
+        with (raw / f"{part}-images-idx3-ubyte").open("wb") as file:
+            file.write(b"".join(value.to_bytes(4, "big") for value in (0x803, size, 28, 28)))
+            for start in range(0, size, 10_000):
+                file.write(numbers.randbytes(min(10_000, size - start) * IMAGE_BYTES))
+        labels = bytes(number % 10 for number in range(size))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"".join(v.to_bytes(4, "big") for v in (0x801, size)) + labels)
+
+
+def wait_for(device: "torch.device | str") -> None:
+    """Wait until a GPU has done what it was told; a processor always has."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_mb() -> float:
+    """Return the most memory, in MB, that this process has held at once."""
+    # What getrusage calls the peak of a process includes its parent's size at the time of the fork.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def without(arguments: Sequence[str], option: str) -> list[str]:
+    """Return the arguments less one option and its value."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word for before, word in pairs if option not in (before, word, word.partition("=")[0])]
+
+
+def read(path: Path) -> Seen:
+    """Return the recorded results, none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        fail(f"{path} is not JSON; repair or remove it, or choose another --output")
+        raise
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+# Summing up ------------------------------------------------------------------------------------------------------------
+
+
+def rounded(value: Any) -> Any:
+    """Return the same with six digits of every number, which is more than any timing has."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def spread(values: Iterable[float | None]) -> Seen:
+    """Return median, least and most; None, which stands for never, is above every number."""
+    everything = list(values)
+    numbers = [math.inf if value is None else value for value in everything]
+    low, middle, high = (
+        None if math.isinf(value) else value for value in (min(numbers), statistics.median(numbers), max(numbers))
+    )
+    return {"median": middle, "least": low, "most": high, "all": everything}
+
+
+def spreads(results: Sequence[Seen], columns: Mapping[str, str]) -> Seen:
+    return {title: spread(result[key] for result in results) for title, key in columns.items() if key in results[0]}
+
+
+def ratios(seen: Mapping[str, list[Seen]], key: str, over: str, under: str) -> list[float]:
+    return [upper[key] / lower[key] for upper, lower in zip(seen[over], seen[under], strict=True)]
+
+
+def goal(values: Sequence[float], promised: tuple[int, float] | None = None) -> Seen:
+    """Return the spread of values, what was promised of their median, and whether it holds."""
+    summary = spread(values)
+    if promised is None:
+        return summary
+    sign, limit = promised
+    met = sign * summary["median"] >= sign * limit
+    return {**summary, "goal": f"{'at least' if sign > 0 else 'at most'} {limit:g}", "met": met}
+
 
 if __name__ == "__main__":
     main()
