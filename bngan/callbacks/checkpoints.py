@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bngan import distributed
@@ -123,6 +124,10 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self._run_folder is not None:
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    # Who goes on from this checkpoint must find all that was logged before it.
+                    logger.experiment.flush()
             distributed.average_buffers(trainer.lightning_module)
             trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
 
