@@ -28,7 +28,7 @@ from bngan.callbacks import BatchNormStatistics, Checkpoints, Dashboard, Quality
 from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
-from bngan.jobs import interrupted_run, own_jobs
+from bngan.jobs import interrupted_run, join_job
 from bngan.sampling import read_checkpoint
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -125,7 +125,7 @@ class GanCLI(LightningCLI):
     def _find_interrupted_run(self) -> None:
         """If torchrun or SLURM started this job again, go on in its run's folder, from its last checkpoint if it has one."""
         settings = self.config[self.config.subcommand]
-        self._jobs = own_jobs() if self.config.subcommand == "fit" else []
+        self._jobs = join_job() if self.config.subcommand == "fit" else []
         runs = Path(settings.trainer.default_root_dir or "runs") / settings.name
         self._interrupted = interrupted_run(runs, self._jobs, shlex.join(sys.argv))
         self._saved_iteration: int | None = None
