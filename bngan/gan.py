@@ -403,6 +403,11 @@ class GAN(LightningModule):
         with self.sampler() as sampler:
             return sampler.samples(first, int(batch.max()) + 1, self.seed)[batch - first]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take on the run's precision before the weights come: Lightning does so after, when float64 has been rounded."""
+        if self._trainer is not None:
+            self.trainer.precision_plugin.convert_module(self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save what NaN or infinity has spoilt, so that the last good checkpoint stays."""
         self._check_losses()

@@ -22,12 +22,14 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from bngan import distributed
 from bngan.callbacks import BatchNormStatistics, Checkpoints, Dashboard, Quality, RunProgress, SampleImages, WholeCheckpoints
 from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
+from bngan.jobs import interrupted_run, join_job
 from bngan.sampling import read_checkpoint
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -45,7 +47,6 @@ RUN_KEPT: dict[str, set[str]] = {
     "metrics": set(),
     "checkpoint": set(),
 }
-RUN_FOLDER = "BNGAN_RUN_FOLDER"
 
 
 class GanCLI(LightningCLI):
@@ -111,6 +112,7 @@ class GanCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take the model's settings from the checkpoint; refuse those on the command line that contradict it."""
         settings = self.config[self.config.subcommand]
+        self._find_interrupted_run()
         path = settings.get("ckpt_path")
         if path is None:
             if self.config.subcommand != "fit":
@@ -120,6 +122,7 @@ class GanCLI(LightningCLI):
             path = settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
         content = read_checkpoint(Path(path))
         saved, datas = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
+        self._saved_iteration = int(content["state_dict"]["iteration"])
         self._saved_shape = tuple(saved["image_shape"])
         model = {name: value for name, value in saved.items() if name not in LINKED}
         data = {name: datas[name] for name in DATA_KEPT if name in datas}
@@ -161,11 +164,26 @@ class GanCLI(LightningCLI):
             )
         return found
 
+    def _find_interrupted_run(self) -> None:
+        """If torchrun or SLURM started this job again, go on in its run's folder, from its last checkpoint if it has one."""
+        settings = self.config[self.config.subcommand]
+        self._jobs = join_job() if self.config.subcommand == "fit" else []
+        runs = Path(settings.trainer.default_root_dir or "runs") / settings.name
+        self._interrupted = interrupted_run(runs, self._jobs, shlex.join(sys.argv))
+        self._saved_iteration: int | None = None
+        if self._interrupted is not None and (last := self._interrupted / "checkpoints" / "last.ckpt").is_file():
+            settings.ckpt_path = str(last)
+
     def before_instantiate_classes(self) -> None:
         settings = self.config[str(self.subcommand)]
         check_trainer_settings(settings.trainer)
         root = Path(settings.trainer.default_root_dir or "runs")
-        self.run_folder = choose_run_folder(root, settings.name)
+        self.run_folder = self._interrupted or new_run_folder(root, settings.name)
+        start = "at the beginning"
+        if self._saved_iteration is not None:
+            # Machines may have the folder in different places.
+            start = f"from {'/'.join(Path(settings.ckpt_path).parts[-3:])} (iteration {self._saved_iteration})"
+        self.save_config_kwargs |= {"jobs": self._jobs, "start": start}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         saved_shape = getattr(self, "_saved_shape", self.model.image_shape)
@@ -177,16 +195,26 @@ class GanCLI(LightningCLI):
         if hasattr(self, "_saved_state"):
             check_weights(self.model, self._saved_state)
         settings = self.config_init[str(self.subcommand)].trainer
-        if not settings.fast_dev_run:
-            make_folder(self.run_folder)
         if settings.logger is None:
-            kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="", default_hp_metric=False)
+            # What the folder holds of iterations that are now done again must not be shown beside them.
+            done = 0 if self._saved_iteration is None else self._saved_iteration + 1
+            purge_step = None if self._interrupted is None else done
+            kwargs["logger"] = TensorBoardLogger(
+                self.run_folder, name="", version="", default_hp_metric=False, purge_step=purge_step
+            )
         own = settings.plugins or []
         kwargs["plugins"] = [*(own if isinstance(own, list) else [own]), WholeCheckpoints()]
         if settings.sync_batchnorm:
             kwargs["plugins"].append(SynchronizedBatchNorms())
             kwargs["sync_batchnorm"] = False  # which would be torch's, for GPUs alone
-        return super().instantiate_trainer(default_root_dir=str(self.run_folder), **kwargs)
+        trainer = super().instantiate_trainer(default_root_dir=str(self.run_folder), **kwargs)
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False  # which would save and requeue from within a signal handler, beside Checkpoints
+        # The other ranks are told the folder by rank 0; what they think it is does not matter.
+        if trainer.is_global_zero and not settings.fast_dev_run:
+            make_folder(self.run_folder)
+        return trainer
 
     def before_fit(self) -> None:
         self.model.check_batch(self.datamodule.batch_size // self.trainer.world_size * self.model.n_critic)
@@ -200,8 +228,12 @@ class GanCLI(LightningCLI):
             synchronized = self.config_init[str(self.subcommand)].trainer.sync_batchnorm
             kind = "all devices' images together" if synchronized else "each device's images by themselves"
             self._say(f"Batch norm normalizes {kind} (--trainer.sync_batchnorm {str(synchronized).lower()})")
-        if path := self.config_init[str(self.subcommand)].ckpt_path:
-            self._say(f"Goes on from {path}")
+        path = self.config_init[str(self.subcommand)].ckpt_path
+        if self._interrupted is not None:
+            where = "anew" if self._saved_iteration is None else f"from iteration {self._saved_iteration}"
+            self._say(f"This job was started again: its run goes on {where}")
+        elif path is not None:
+            self._say(f"Goes on from {path}, iteration {self._saved_iteration}")
         self._say(f"Run folder {self.run_folder}")
         self._say(f"Watch it: tensorboard --logdir {self.run_folder.parent.parent}")
 
@@ -216,11 +248,26 @@ class GanCLI(LightningCLI):
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes config.yaml and run.json (command, versions, git commit, machine) into the run's folder."""
+    """Writes config.yaml and run.json (command, job, versions, git commit, machine) into the run's folder.
+
+    Args:
+        jobs: names of the jobs that this run belongs to.
+        start: where this process starts, in words; all of them must agree.
+    """
+
+    def __init__(self, *args: Any, jobs: list[str], start: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.jobs, self.start = jobs, start
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert trainer.log_dir is not None  # asking for it is a message between ranks: all must ask
         self.folder = Path(trainer.log_dir)
+        first = trainer.strategy.broadcast(self.start)
+        if not trainer.strategy.reduce_boolean_decision(first == self.start, all=True):
+            raise ValueError(
+                f"process {trainer.global_rank} would start {self.start}, but process 0 {first}; runs must lie in a folder "
+                "that all machines share: see --trainer.default_root_dir"
+            )
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -237,6 +284,7 @@ class RunRecord(SaveConfigCallback):
         record = {
             "command": shlex.join(sys.argv),
             "folder": os.getcwd(),
+            "job": self.jobs,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "git": git_commit(),
             "python": platform.python_version(),
@@ -268,15 +316,15 @@ def print_full_help(subcommand: str) -> None:
     GanCLI([subcommand, "--help"])
 
 
-def choose_run_folder(root: Path, name: str) -> Path:
-    """Return a new folder's path, the same one in every process that this command starts on this machine."""
-    if "LOCAL_RANK" in os.environ and RUN_FOLDER in os.environ:
-        return Path(os.environ[RUN_FOLDER])
+def new_run_folder(root: Path, name: str) -> Path:
+    """Return a path for a new run.
+
+    Raises:
+        ValueError: if the name cannot be a folder's.
+    """
     if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
         raise ValueError(f"--name {name!r} becomes a folder's name: use letters, digits, '.', '_' and '-'")
-    folder = root / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    os.environ[RUN_FOLDER] = str(folder)
-    return folder
+    return root / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def newest_checkpoint(root: Path, name: str) -> Path:

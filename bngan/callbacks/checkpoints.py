@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -191,6 +192,10 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, name: str, *, validation_due: bool = False) -> None:
         if self._run_folder is None:
             return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                # Who goes on from this checkpoint must find all that was logged before it.
+                logger.experiment.flush()
         distributed.average_buffers(trainer.lightning_module)
         self._validation_due = validation_due
         trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
