@@ -96,10 +96,10 @@ def test_no_left_over_of_a_killed_write_stays(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_the_checkpoint_before(mnist_root: Path, tmp_path: Path) -> None:
-    """On a real one, of 7 MB, in a mount namespace of its own."""
+    """On a real one, of 24 MB, in a mount namespace of its own."""
     (tmp_path / "runs").mkdir()
     sandboxed = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    mount = "mount -t tmpfs -o size=7m tmpfs runs"
+    mount = "mount -t tmpfs -o size=24m tmpfs runs"
     tried = subprocess.run([*sandboxed, "sh", "-c", mount], cwd=tmp_path, capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no small disk can be mounted here: {tried.stderr.strip()}")
