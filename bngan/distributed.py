@@ -24,6 +24,16 @@ def rank() -> int:
 
 
 @torch.no_grad()
+def average(values: Tensor) -> Tensor:
+    """Return the mean of the ranks' tensors."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / world_size()
+
+
+@torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace each gradient by its mean over the ranks, all of them in one message."""
     if world_size() == 1:
@@ -107,8 +117,6 @@ class SynchronizedBatchNorms(LayerSync):
 def _average_in_place(tensors: Sequence[Tensor]) -> None:
     if not tensors:
         return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    distributed.all_reduce(flat)
-    flat /= world_size()
+    flat = average(torch.cat([tensor.flatten() for tensor in tensors]))
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))

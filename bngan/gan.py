@@ -541,7 +541,8 @@ class GAN(LightningModule):
         if self._due or self.device.type == "cpu":
             self._check_losses()
         if self._due:
-            scalars = {tag: float(value) for tag, value in self.observed.items()}
+            values = distributed.average(torch.stack([value.float() for value in self.observed.values()]))
+            scalars = dict(zip(self.observed, values.tolist(), strict=True))
             scalars["train/g_lr"] = self.g_lr * self._lr_scale
             scalars["train/noise"] = self._noise_level
             for logger in self.loggers:

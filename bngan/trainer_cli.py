@@ -238,7 +238,7 @@ class GanCLI(LightningCLI):
         self._say(f"Watch it: tensorboard --logdir {self.run_folder.parent.parent}")
 
     def after_fit(self) -> None:
-        if self.trainer.fit_loop.restarting:
+        if self.model.iterations_done == self._saved_iteration:
             self._say("Nothing was left to do; to train longer raise --trainer.max_epochs or --trainer.max_steps.")
         self._say(f"Done: {self.run_folder}")
 

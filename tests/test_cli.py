@@ -50,6 +50,11 @@ def events(run: Run) -> EventAccumulator:
     return accumulator.Reload()
 
 
+def iteration_of(root: Path) -> int:
+    content = torch.load(only_run(root) / "checkpoints" / "last.ckpt", weights_only=True)
+    return int(content["state_dict"]["iteration"])
+
+
 def test_run_lives_in_one_folder(run: Run) -> None:
     assert run.folder.parent.name == "mnist"
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
@@ -321,32 +326,92 @@ def test_measuring_leaves_training_as_it_is(mnist_root: Path, tmp_path: Path, mo
     assert not torch.equal(measured["generator.net.0.weight"], other["generator.net.0.weight"])
 
 
-def test_two_processes_measure_what_one_does(train: Command, mnist_root: Path, tmp_path: Path) -> None:
-    def last_values(devices: int) -> dict[str, float]:
+def test_ranks_plot_and_measure_what_one_process_does(train: Command, mnist_root: Path, tmp_path: Path) -> None:
+    """By every scalar of TensorBoard, with numbers of held-out images and of samples that ranks cannot share equally."""
+
+    def scalars(devices: int) -> dict[str, list[tuple[int, float]]]:
         settings = (f"--trainer.devices={devices}", "--trainer.precision=64-true", f"--trainer.default_root_dir={devices}")
-        validation = ("--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1", "--metrics.chunk=70")
-        done = train("fit", *QUICK, *settings, *validation, f"--data.root={mnist_root}", cwd=tmp_path)
+        validation = ("--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1", "--data.eval_batch_size=333")
+        measuring = ("--metrics.num_samples=203", "--metrics.chunk=70", "--trainer.log_every_n_steps=5")
+        done = train("fit", *QUICK, *settings, *validation, *measuring, f"--data.root={mnist_root}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert ("all devices' images together" in done.stdout) == (devices > 1)
-        return json.loads((only_run(tmp_path / str(devices)) / "quality.json").read_text())["value"]
+        folder = only_run(tmp_path / str(devices))
+        assert json.loads((folder / "quality.json").read_text())["value"]["fid"] > 1
+        plots = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        return {tag: [(point.step, point.value) for point in plots.Scalars(tag)] for tag in plots.Tags()["scalars"]}
 
-    alone, together = last_values(1), last_values(2)
-    assert together == pytest.approx(alone, abs=1e-6)
-    assert alone["fid"] > 1
+    alone = scalars(1)
+    assert {"val/d_loss", "val/fid", "bn/d_batch_dependence", "train/d_grad_norm"} <= alone.keys()
+    for devices in (2, 4):
+        together = scalars(devices)
+        assert together.keys() == alone.keys()
+        for tag, points in alone.items():
+            assert [step for step, _ in together[tag]] == [step for step, _ in points]
+            values = [value for _, value in points]
+            assert [value for _, value in together[tag]] == pytest.approx(values, rel=1e-6, abs=1e-6), (devices, tag)
 
 
 def test_settings_that_contradict_the_checkpoint_are_refused(
     run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    common = ("fit", f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}", f"--data.root={mnist_root}", *QUICK[1:])
-    assert main([*common, "--trainer.max_steps=12", "--model.d_lr=0.5"]) == 2
-    answer = capsys.readouterr().err
-    assert "--model.d_lr" in answer
-    assert "0.002" in answer
-    assert main([*common, "--trainer.max_steps=12", "--model.d_lr=0.002"]) == 0
-    last = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
-    assert int(last["state_dict"]["iteration"]) == 12
+    where = (f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}", f"--data.root={mnist_root}", "--trainer.max_steps=12")
+    (tmp_path / "other.yaml").write_text("model:\n  d_lr: 0.5\n")
+    for given, saved in (
+        (("--model.d_lr=0.5",), "0.002"),
+        (("--config=other.yaml",), "0.002"),
+        (("--seed_everything=7",), "0"),
+        (("--data.batch_size=64",), "128"),
+    ):
+        assert main(["fit", *where, *given]) == 2
+        answer = capsys.readouterr().err
+        assert given[0].partition("=")[0].removeprefix("--config") in answer
+        assert f"which has {saved};" in answer
+        assert "--override" in answer
+    assert main(["fit", *where, "--model.d_lr=0.002"]) == 0
+    assert iteration_of(tmp_path / "runs") == 12
+
+
+def test_settings_that_contradict_the_checkpoint_replace_its_own_with_override(
+    run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    last = run.folder / "checkpoints" / "last.ckpt"
+    where = (f"--ckpt_path={last}", f"--data.root={mnist_root}", "--trainer.max_steps=12", "--override")
+    assert main(["fit", *where, "--model.hidden_dim=64"]) == 2
+    assert "networks cannot be changed by --override" in capsys.readouterr().err
+    assert main(["fit", *where, "--model.beta2=0.5", "--model.d_lr=0.5", "--data.batch_size=64"]) == 0
+    content = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["d_lr"] == 0.5
+    assert content["hyper_parameters"]["g_norm"] == "batch"
+    assert content["datamodule_hyper_parameters"]["batch_size"] == 64
+    groups = [optimizer["param_groups"][0] for optimizer in content["optimizer_states"]]
+    assert [group["betas"][1] for group in groups] == [0.5, 0.5]
+    saved = torch.load(last, weights_only=True)["hyper_parameters"]
+    assert {name for name in saved if saved[name] != content["hyper_parameters"][name]} == {"beta2", "d_lr"}
+
+
+def test_run_goes_on_with_the_settings_that_it_was_begun_with(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = (*QUICK, f"--data.root={mnist_root}", "--images.num_samples=9", "--trainer.limit_val_batches=2")
+    assert main(["fit", *begun, "--trainer.callbacks+=tests.interruptions.StopAfter", "--trainer.callbacks.iteration=4"]) == 143
+    again = ("--ckpt_path=last", f"--data.root={mnist_root}", "--images.num_samples=16")
+    capsys.readouterr()
+    assert main(["fit", *again]) == 2  # a folder from elsewhere must not say which code is run
+    assert "--trainer.callbacks" in capsys.readouterr().err
+    assert main(["fit", *again, "--trainer.callbacks=null"]) == 0
+    newest = max(Path("runs/mnist").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+    settings = yaml.safe_load(newest.read_text())
+    assert settings["trainer"]["max_steps"] == 10
+    assert settings["trainer"]["limit_val_batches"] == 2
+    assert settings["metrics"]["num_samples"] == 200
+    assert settings["images"]["num_samples"] == 16
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path=last", f"--data.root={mnist_root}"]) == 0
+    assert "Nothing was left to do" in capsys.readouterr().out
 
 
 def test_pictures_of_ones_own_train_on_the_first_try(train: Command, tmp_path: Path) -> None:
