@@ -61,14 +61,33 @@ def build_gan(checkpoint: Path, content: dict) -> GAN:
     Raises:
         ValueError: if it does not fit this version's networks.
     """
-    try:
-        gan = GAN(**content["hyper_parameters"])
-        gan.load_state_dict(content["state_dict"])
-    except (TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
+    check_networks(checkpoint, content)
+    gan = GAN(**content["hyper_parameters"])
+    gan.load_state_dict(content["state_dict"])
     gan.batch_size = content.get("datamodule_hyper_parameters", {}).get("batch_size", gan.batch_size)
     return gan.eval()
+
+
+def check_networks(checkpoint: Path, content: dict) -> None:
+    """Refuse settings that are not those of the weights beside them, before networks of their size are built.
+
+    Raises:
+        ValueError: if they do not fit, or not this version's networks.
+    """
+    try:
+        with torch.device("meta"):
+            expected = GAN(**content["hyper_parameters"]).state_dict()
+        found = content["state_dict"]
+        if odd := sorted(expected.keys() ^ found.keys()):
+            raise ValueError(f"{odd[0]} is in one of them alone")
+        for name, value in expected.items():
+            if found[name].shape != value.shape:
+                raise ValueError(f"{name} should be {tuple(value.shape)} and is {tuple(found[name].shape)}")
+            if found[name].untyped_storage().nbytes() < value.numel():
+                raise ValueError(f"{name} holds less than its shape says")
+    except Exception as error:  # a stranger's settings may be anything, and fail anywhere
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -83,8 +102,13 @@ def read_checkpoint(path: Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise ValueError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another one") from error
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
+    groups = ("state_dict", "hyper_parameters")
+    if not isinstance(content, dict) or not all(isinstance(content.get(group), dict) for group in groups):
         raise ValueError(f"{path} is not a bngan checkpoint: it has no networks' settings in it")
+    if not {"image_shape", "seed"} <= content["hyper_parameters"].keys():
+        raise ValueError(f"{path} is not a bngan checkpoint: its settings lack image_shape or seed")
+    if not isinstance(content.get("datamodule_hyper_parameters", {}), dict):
+        raise ValueError(f"{path} is damaged: its data's settings are {content['datamodule_hyper_parameters']!r}")
     return content
 
 
