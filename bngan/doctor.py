@@ -108,8 +108,7 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
     content = read_checkpoint(path)
     gan = build_gan(path, content)
     data = content.get("datamodule_hyper_parameters", {})
-    config = path.parents[1] / "config.yaml" if len(path.parents) > 1 else path
-    trainer = _trainer_settings(config)
+    trainer = _trainer_settings(path.resolve().parent.parent / "config.yaml")
     real_images = _real_images(path, data, root, gan.image_shape)
     findings = [
         *examine_settings(content["hyper_parameters"], data, trainer),

@@ -1,5 +1,6 @@
 """Images out of a trained generator, and into files."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,9 @@ def read_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; a run keeps them in its folder checkpoints/")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # that a file is none of torch's is said below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise ValueError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another one") from error
     groups = ("state_dict", "hyper_parameters")
