@@ -228,6 +228,7 @@ TAGGED = {
 }
 INSIDE = {"class_path": "os.mkdir", "init_args": {"path": MARKER}}
 POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", MARKER]}}
+RUNS = {"class_path": "theirs.Runs", "init_args": {"path": MARKER}}
 # What would call something if it were not refused.
 NAMED: dict[str, dict[str, Any]] = {
     **{f"function for {name}": {name: INSIDE} for name in ("callbacks", "logger", "strategy", "plugins", "profiler")},
@@ -238,8 +239,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "function for an argument": {
         "callbacks": [{"class_path": "LambdaCallback", "init_args": {"on_fit_start": "theirs.attack"}}]
     },
-    "class in an argument": {"callbacks": [{"class_path": "theirs.Takes", "init_args": {"x": POPEN}}]},
-    "class deep in an argument": {"callbacks": [{"class_path": "theirs.Takes", "init_args": {"x": {"y": [POPEN]}}}]},
+    "class in an argument": {"callbacks": [{"class_path": "theirs.Takes", "init_args": {"x": RUNS}}]},
+    "class deep in an argument": {"callbacks": [{"class_path": "theirs.Takes", "init_args": {"x": {"y": [RUNS]}}}]},
     "function that makes a callback": {"callbacks": [{"class_path": "theirs.make"}]},
     "callback that is ready": {"callbacks": [{"class_path": "theirs.READY"}]},
 }
@@ -253,6 +254,10 @@ from lightning.pytorch import Callback
 class Harmful(Callback):
     def on_fit_start(self, trainer, pl_module):
         os.mkdir({MARKER!r})
+
+class Runs:
+    def __init__(self, path: str) -> None:
+        os.mkdir(path)
 
 class Takes(Callback):
     def __init__(self, x: Any) -> None:
