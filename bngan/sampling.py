@@ -84,8 +84,11 @@ def check_networks(checkpoint: Path, content: dict) -> None:
         for name, value in expected.items():
             if found[name].shape != value.shape:
                 raise ValueError(f"{name} should be {tuple(value.shape)} and is {tuple(found[name].shape)}")
+            # A file of kilobytes can hold one number and the claim that it is a thousand billion.
             if found[name].untyped_storage().nbytes() < value.numel():
                 raise ValueError(f"{name} holds less than its shape says")
+        if absent := {"image_shape", "seed"} - content["hyper_parameters"].keys():
+            raise ValueError(f"its settings lack {', '.join(sorted(absent))}")
     except Exception as error:  # a stranger's settings may be anything, and fail anywhere
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
@@ -105,11 +108,8 @@ def read_checkpoint(path: Path) -> dict:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise ValueError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another one") from error
-    groups = ("state_dict", "hyper_parameters")
-    if not isinstance(content, dict) or not all(isinstance(content.get(group), dict) for group in groups):
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise ValueError(f"{path} is not a bngan checkpoint: it has no networks' settings in it")
-    if not {"image_shape", "seed"} <= content["hyper_parameters"].keys():
-        raise ValueError(f"{path} is not a bngan checkpoint: its settings lack image_shape or seed")
     if not isinstance(content.get("datamodule_hyper_parameters", {}), dict):
         raise ValueError(f"{path} is damaged: its data's settings are {content['datamodule_hyper_parameters']!r}")
     return content
