@@ -20,8 +20,8 @@ SAMPLINGS: tuple[Sampling, ...] = ("running", "batch", "precise")
 
 
 def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the biased variance of each channel of z (N, C, ...), both (C,)."""
-    dims = _reduced(z)
+    """Return the mean and the biased variance of each channel of z (N, C, ...), both (C,), in float32 at least."""
+    z, dims = _single(z), _reduced(z)
     mean = z.mean(dim=dims)
     var = (z - _per_channel(mean, z)).square().mean(dim=dims)
     return mean, var
@@ -63,6 +63,8 @@ class ReferenceBatchNorm(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Normalize z (N, C, ...) by its own statistics in training, by the running ones in evaluation.
 
+        The result is of z's dtype; all that lies between is float32 at least, as in torch's batch norm.
+
         Raises:
             ValueError: if z has another number of channels, or one value per channel in training.
         """
@@ -72,8 +74,8 @@ class ReferenceBatchNorm(nn.Module):
             mean, var = self._training_statistics(z)
         else:
             mean, var = self.running_mean, self.running_var
-        z_hat = normalize(z, mean, var, self.eps)
-        return _per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)
+        z_hat = normalize(_single(z), mean, var, self.eps)
+        return (_per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)).to(z.dtype)
 
     def _training_statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, var, count = self._batch(z)
@@ -179,6 +181,7 @@ class VirtualBatchNorm(nn.Module):
         """
         if len(z) <= self.reference_size:
             raise ValueError(f"expected more than the {self.reference_size} rows of the reference batch, got {len(z)}")
+        dtype, z = z.dtype, _single(z)
         reference, examples = z[: self.reference_size], z[self.reference_size :]
         spatial = tuple(range(2, z.ndim))
         mean, var = batch_statistics(reference)
@@ -190,7 +193,7 @@ class VirtualBatchNorm(nn.Module):
         # The mean square less the squared mean would lose all digits where the mean is large, and could be negative.
         mixed_var = own * own_var + (1 - own) * _per_channel(var, z) + own * (1 - own) * shift.square()
         z_hat = torch.cat([normalize(reference, mean, var, self.eps), (examples - mixed_mean) / (mixed_var + self.eps).sqrt()])
-        return _per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)
+        return (_per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)).to(dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, reference_size={self.reference_size}, eps={self.eps}"
@@ -401,6 +404,11 @@ def batch_dependence(logits: Logits, real_images: Tensor, fake_images: Tensor, b
     )
     total = scored.var(unbiased=False)
     return (scored.var(dim=0, unbiased=False).mean() / total).sqrt() if total > 0 else torch.zeros_like(total)
+
+
+def _single(z: Tensor) -> Tensor:
+    # Eight bits of mean would leave little of a variance that is a difference from it.
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
 def _reduced(z: Tensor) -> tuple[int, ...]:

@@ -217,6 +217,16 @@ PLAIN_WORDS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         lambda match: f"--trainer.devices {match[1]} is not allowed; give how many devices to train on, 1 or more, or auto",
     ),
     (
+        r"(\w+)Accelerator` can not run on your system",
+        lambda match: (
+            f"there is no {match[1]} device here that torch can use; leave out --trainer.accelerator, or set it to cpu"
+        ),
+    ),
+    (
+        r"Timer\(duration=(.*?)\)",
+        lambda match: f"--trainer.max_time {match[1]} is not a duration; give days:hours:minutes:seconds, such as 00:01:30:00",
+    ),
+    (
         r"You requested gpu: (.*?) But your machine only has: (.*?)(?: \(|$)",
         lambda match: f"--trainer.devices asks for GPUs {match[1].strip()}, but this machine has {match[2].strip()}",
     ),

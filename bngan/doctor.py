@@ -108,9 +108,8 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
     content = read_checkpoint(path)
     gan = build_gan(path, content)
     data = content.get("datamodule_hyper_parameters", {})
-    config = path.parents[1] / "config.yaml" if len(path.parents) > 1 else path
-    trainer = _trainer_settings(config)
-    real_images = _real_images(path, data if root is None else {**data, "root": str(root)})
+    trainer = _trainer_settings(path.resolve().parent.parent / "config.yaml")
+    real_images = _real_images(path, data, root, gan.image_shape)
     findings = [
         *examine_settings(content["hyper_parameters"], data, trainer),
         *examine_layers(gan),
@@ -156,16 +155,23 @@ def _trainer_settings(config: Path) -> dict[str, Any]:
     return trainer if isinstance(trainer, dict) else {}
 
 
-def _real_images(path: Path, data: dict[str, Any]) -> Tensor:
+def _real_images(path: Path, data: dict[str, Any], root: Path | None, image_shape: tuple[int, ...]) -> Tensor:
     try:
-        module = ImageDataModule(**data)
+        module = ImageDataModule(**(data if root is None else {**data, "root": str(root)}))
     except TypeError as error:
         raise ValueError(f"{path} has data settings that this version of bngan does not know: {error}") from error
     where = module.folder or module.root
+    absent = f"the data that {path} was trained on is not in {where}; name its folder by --root"
     if not where.is_dir():
-        raise ValueError(f"the data that {path} was trained on is not in {where}; name its folder by --root")
-    module.prepare_data()
-    return to_unit_range(module.subset(BATCH, train=True).images)
+        raise ValueError(absent)
+    if module.image_shape != image_shape:
+        raise ValueError(f"{path} makes images of shape {image_shape}, but its data's settings say {module.image_shape}")
+    if root is not None:  # a folder that only a checkpoint names is read, never written to
+        module.prepare_data()
+    try:
+        return to_unit_range(module.subset(BATCH, train=True).images)
+    except RuntimeError as error:
+        raise ValueError(absent) from error
 
 
 def _devices(trainer: dict[str, Any]) -> int:

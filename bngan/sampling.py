@@ -1,5 +1,6 @@
 """Images out of a trained generator, and into files."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +62,36 @@ def build_gan(checkpoint: Path, content: dict) -> GAN:
     Raises:
         ValueError: if it does not fit this version's networks.
     """
-    try:
-        gan = GAN(**content["hyper_parameters"])
-        gan.load_state_dict(content["state_dict"])
-    except (TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
+    check_networks(checkpoint, content)
+    gan = GAN(**content["hyper_parameters"])
+    gan.load_state_dict(content["state_dict"])
     gan.batch_size = content.get("datamodule_hyper_parameters", {}).get("batch_size", gan.batch_size)
     return gan.eval()
+
+
+def check_networks(checkpoint: Path, content: dict) -> None:
+    """Refuse settings that are not those of the weights beside them, before networks of their size are built.
+
+    Raises:
+        ValueError: if they do not fit, or not this version's networks.
+    """
+    try:
+        with torch.device("meta"):
+            expected = GAN(**content["hyper_parameters"]).state_dict()
+        found = content["state_dict"]
+        if odd := sorted(expected.keys() ^ found.keys()):
+            raise ValueError(f"{odd[0]} is in one of them alone")
+        for name, value in expected.items():
+            if found[name].shape != value.shape:
+                raise ValueError(f"{name} should be {tuple(value.shape)} and is {tuple(found[name].shape)}")
+            # A file of kilobytes can hold one number and the claim that it is a thousand billion.
+            if found[name].untyped_storage().nbytes() < value.numel():
+                raise ValueError(f"{name} holds less than its shape says")
+        if absent := {"image_shape", "seed"} - content["hyper_parameters"].keys():
+            raise ValueError(f"its settings lack {', '.join(sorted(absent))}")
+    except Exception as error:  # a stranger's settings may be anything, and fail anywhere
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -80,11 +103,15 @@ def read_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; a run keeps them in its folder checkpoints/")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # that a file is none of torch's is said below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise ValueError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another one") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise ValueError(f"{path} is not a bngan checkpoint: it has no networks' settings in it")
+    if not isinstance(content.get("datamodule_hyper_parameters", {}), dict):
+        raise ValueError(f"{path} is damaged: its data's settings are {content['datamodule_hyper_parameters']!r}")
     return content
 
 

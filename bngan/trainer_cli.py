@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,7 +31,8 @@ from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
 from bngan.jobs import interrupted_run, join_job
-from bngan.sampling import read_checkpoint
+from bngan.sampling import check_networks, read_checkpoint
+from bngan.trainer_settings import check_trainer_settings
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -105,6 +107,8 @@ class GanCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for path in config_files(self.arguments):
             check_config_file(path)
+        # Lightning lets settings be read from any address that fsspec knows.
+        set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
         # Lightning warns whenever arguments are handed over rather than read from sys.argv.
         with replaced_argv(["bngan"]):
             super().parse_arguments(parser, args)
@@ -121,6 +125,7 @@ class GanCLI(LightningCLI):
         if path == "last":
             path = settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
         content = read_checkpoint(Path(path))
+        check_networks(Path(path), content)
         saved, datas = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
         self._saved_iteration = int(content["state_dict"]["iteration"])
         self._saved_shape = tuple(saved["image_shape"])
@@ -177,6 +182,9 @@ class GanCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[str(self.subcommand)]
         check_trainer_settings(settings.trainer)
+        if settings.weights_only is False:
+            raise ValueError("--weights_only false would run whatever code a checkpoint holds; leave it out")
+        settings.weights_only = True  # said outright, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say
         root = Path(settings.trainer.default_root_dir or "runs")
         self.run_folder = self._interrupted or new_run_folder(root, settings.name)
         start = "at the beginning"
@@ -195,18 +203,21 @@ class GanCLI(LightningCLI):
         if hasattr(self, "_saved_state"):
             check_weights(self.model, self._saved_state)
         settings = self.config_init[str(self.subcommand)].trainer
-        if settings.logger is None:
+        if settings.logger is not False:
             # What the folder holds of iterations that are now done again must not be shown beside them.
             done = 0 if self._saved_iteration is None else self._saved_iteration + 1
             purge_step = None if self._interrupted is None else done
-            kwargs["logger"] = TensorBoardLogger(
-                self.run_folder, name="", version="", default_hp_metric=False, purge_step=purge_step
-            )
+            # The first logger's folder is the run's, so one that a person names writes beside it.
+            own = TensorBoardLogger(self.run_folder, name="", version="", default_hp_metric=False, purge_step=purge_step)
+            named = settings.logger if settings.logger not in (None, True) else []
+            kwargs["logger"] = [own, *(named if isinstance(named, list) else [named])]
         own = settings.plugins or []
         kwargs["plugins"] = [*(own if isinstance(own, list) else [own]), WholeCheckpoints()]
         if settings.sync_batchnorm:
             kwargs["plugins"].append(SynchronizedBatchNorms())
             kwargs["sync_batchnorm"] = False  # which would be torch's, for GPUs alone
+        if quiet := settings.enable_progress_bar is False:
+            kwargs["enable_progress_bar"] = True  # false is an error where a callback is a progress bar, as ours is
         trainer = super().instantiate_trainer(default_root_dir=str(self.run_folder), **kwargs)
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if isinstance(environment, SLURMEnvironment):
@@ -214,6 +225,8 @@ class GanCLI(LightningCLI):
         # The other ranks are told the folder by rank 0; what they think it is does not matter.
         if trainer.is_global_zero and not settings.fast_dev_run:
             make_folder(self.run_folder)
+        if quiet and trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.disable()
         return trainer
 
     def before_fit(self) -> None:
@@ -350,20 +363,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error.strerror}; choose another --trainer.default_root_dir") from error
-
-
-def check_trainer_settings(trainer: Any) -> None:
-    """Refuse Trainer settings that mean nothing for two alternating optimizers, naming ours.
-
-    Raises:
-        ValueError: naming the setting to use.
-    """
-    if trainer.gradient_clip_val is not None or trainer.gradient_clip_algorithm is not None:
-        raise ValueError("--trainer.gradient_clip_val cannot tell G from D; use --model.g_clip and --model.d_clip")
-    if trainer.accumulate_grad_batches != 1:
-        raise ValueError("--trainer.accumulate_grad_batches cannot tell G from D; use --model.accumulate")
-    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
-        raise ValueError(f"--trainer.log_every_n_steps must be at least 0, got {trainer.log_every_n_steps}")
 
 
 def config_files(arguments: list[str]) -> Iterator[Path]:

@@ -1,0 +1,135 @@
+"""Trains tiny GANs in several precisions on one or more processes and writes what came out: run by tests/test_precision.py.
+
+    python -m tests.precisions DEVICES FOLDER CASES
+
+CASES is a JSON list of the GANs' settings, each with `precision`, and `count` where messages between ranks are counted.
+"""
+
+import json
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+
+from bngan import GAN, distributed
+from bngan.data.loader import ShardedBatches, TensorLoader
+from bngan.distributed import SynchronizedBatchNorms
+
+BATCH = 16
+ALTERNATIONS = 2
+# Adam's first steps are that large whatever the gradient, so rounding that turns a gradient's sign moves a weight by twice it.
+LR = 1e-4
+# Alternations whose messages are counted, after some in which DDP may still set itself up.
+COUNTED = range(3, 6)
+
+
+class Watch(Callback):
+    """Notes the weights at the start, the dtypes that batch norm layers are given, and the messages between ranks."""
+
+    def __init__(self, *, count: bool) -> None:
+        self.before: dict[str, Tensor] = {}
+        self.seen: set[str] = set()
+        self.messages: Counter[str] = Counter()
+        self.buffers_sent: list[int] = []
+        self.profile = profile(activities=[ProfilerActivity.CPU]) if count else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        self.before = {name: value.detach().clone() for name, value in pl_module.named_parameters()}
+        for _, layer in pl_module.batch_norms():
+            layer.register_forward_pre_hook(lambda _, inputs: self.seen.add(str(inputs[0].dtype)))
+        self.searches = getattr(trainer.model, "find_unused_parameters", False)
+        if isinstance(trainer.model, DistributedDataParallel):
+            sync = trainer.model._sync_buffers
+
+            def counted() -> None:
+                self.buffers_sent.append(pl_module.iterations_done)
+                sync()
+
+            trainer.model._sync_buffers = counted
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: GAN, batch: object, batch_idx: int) -> None:
+        if self.profile is None:
+            return
+        if batch_idx == COUNTED.start:
+            self.profile.start()
+        elif batch_idx == COUNTED.stop:
+            self.profile.stop()
+            for event in self.profile.key_averages():
+                if event.key.startswith("c10d::"):
+                    self.messages[event.key] += event.count
+
+
+def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what one case came to on this rank."""
+    precision, count = settings.pop("precision"), settings.pop("count", False)
+    seed_everything(0, verbose=False)
+    gan = GAN(
+        **{
+            "image_shape": (1, 4, 4),
+            "latent_dim": 8,
+            "hidden_dim": 8,
+            "noise": 0.1,
+            "lr_decay_start": 1.0,
+            "g_lr": LR,
+            "d_lr": LR,
+            **settings,
+        }
+    )
+    size = BATCH * gan.n_critic
+    pixels = torch.randint(256, (size * 8, *gan.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    watch = Watch(count=count)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=precision,
+        max_steps=COUNTED.stop + 1 if count else ALTERNATIONS,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        plugins=[SynchronizedBatchNorms()],
+        callbacks=[watch],
+        default_root_dir=folder,
+    )
+
+    def loader() -> TensorLoader:
+        parts = gan.n_critic * gan.accumulate
+        rank, ranks = distributed.rank(), distributed.world_size()
+        batches = ShardedBatches(len(pixels), size, train=True, rank=rank, ranks=ranks, parts=parts)
+        return TensorLoader(pixels, torch.zeros(len(pixels), dtype=torch.long), batches)
+
+    gan.train_dataloader = loader
+    trainer.fit(gan)
+    after = dict(gan.named_parameters())
+    return {
+        "losses": [float(gan.d_loss), float(gan.g_loss)],
+        "unmoved": [
+            name for name, value in watch.before.items() if not name.startswith("average") and torch.equal(value, after[name])
+        ],
+        "state": gan.state_dict(),
+        "seen": sorted(watch.seen),
+        "messages": dict(watch.messages),
+        "searches": watch.searches,
+        "buffers_sent": watch.buffers_sent,
+    }
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    devices, folder, cases = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    results = [train(devices, folder, case) for case in cases]
+    torch.save(results, folder / f"{devices}-{distributed.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main()
