@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 import torch
@@ -189,11 +189,7 @@ class GAN(LightningModule):
         )
         self.average: AveragedModel | None = None
         if ema_decay:
-            self.average = AveragedModel(
-                self.generator,
-                multi_avg_fn=partial(_move_average, decay=ema_decay),
-                use_buffers=ema_buffers == "average",
-            ).requires_grad_(False)
+            self.average = AveragedModel(self.generator).requires_grad_(False)
         # Alternations done. The buffer survives in checkpoints; the integer can be read without waiting for the device.
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.iterations_done = 0
@@ -338,12 +334,30 @@ class GAN(LightningModule):
                 self._observe("g", self.g_loss, real_logits, fake_logits)
         self._step(optimizer, self.g_clip, "g")
 
+    @torch.no_grad()
     def _update_average(self) -> None:
-        if self.average is not None:
-            # Early weights are soon worthless, so the average spans no more than the last tenth of the iterations.
-            decay = min(self.ema_decay, 1 - 10 / (self.iterations_done + 10))
-            self.average.multi_avg_fn = partial(_move_average, decay=decay)
-            self.average.update_parameters(self.generator)
+        if self.average is None:
+            return
+        # Early weights are soon worthless, so the average spans no more than the last tenth of the iterations.
+        decay = min(self.ema_decay, 1 - 10 / (self.iterations_done + 10)) if self.iterations_done > 1 else 0.0
+        averages, values, copies, originals = self._averaged
+        torch._foreach_lerp_(averages, values, weight=1 - decay)
+        if copies:
+            torch._foreach_copy_(copies, originals)
+        self.average.n_averaged += 1
+
+    @cached_property
+    def _averaged(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """The average's tensors that move towards G's, these, the average's that are copies of G's, and these."""
+        assert self.average is not None
+        averages: list[Tensor] = [*self.average.module.parameters()]
+        values: list[Tensor] = [*self.generator.parameters()]
+        copies, originals = [], []
+        for own, generators in zip(self.average.module.buffers(), self.generator.buffers(), strict=True):
+            moving = self.ema_buffers == "average" and own.is_floating_point()
+            (averages if moving else copies).append(own)
+            (values if moving else originals).append(generators)
+        return averages, values, copies, originals
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the discriminator and Adam for the generator."""
@@ -358,6 +372,7 @@ class GAN(LightningModule):
 
     def on_train_start(self) -> None:
         """Learn how long the run is, which the schedules need."""
+        self.__dict__.pop("_averaged", None)  # on another device these are other tensors
         for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
             for group in optimizer.param_groups:
                 group["betas"] = self.betas  # a checkpoint brings its own, which may have been overridden
@@ -552,17 +567,6 @@ class GAN(LightningModule):
         for name, value in (("d_loss", self.d_loss), ("g_loss", self.g_loss)):
             if not math.isfinite(float(value)):
                 raise NonFiniteLoss(f"{name} is {float(value)} at iteration {self.iterations_done}; {ADVICE}")
-
-
-@torch.no_grad()
-def _move_average(
-    averages: tuple[Tensor, ...] | list[Tensor], values: tuple[Tensor, ...] | list[Tensor], _: object, *, decay: float
-) -> None:
-    # A module-level function, because processes that are spawned are sent the module with everything in it.
-    if averages[0].is_floating_point():
-        torch._foreach_lerp_(averages, values, weight=1 - decay)
-    else:
-        torch._foreach_copy_(averages, values)
 
 
 class Sampler:

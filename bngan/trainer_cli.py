@@ -225,6 +225,9 @@ class GanCLI(LightningCLI):
         # The other ranks are told the folder by rank 0; what they think it is does not matter.
         if trainer.is_global_zero and not settings.fast_dev_run:
             make_folder(self.run_folder)
+        if trainer.strategy.root_device.type == "cpu":
+            # Lightning sets it, and then each step of an optimizer looks for a driver, which takes longer than the step.
+            os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
         if quiet and trainer.progress_bar_callback is not None:
             trainer.progress_bar_callback.disable()
         return trainer
