@@ -1,8 +1,10 @@
 """Every flag of Lightning's Trainer works with two alternating optimizers, or is answered by its name and what to use."""
 
 import inspect
+import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -158,12 +160,13 @@ def typed(given: tuple[str, ...]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def settings_of_torch_are_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
+def what_is_set_for_the_whole_process_is_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BNGAN_TRACEBACK", raising=False)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):  # as DDP leaves them
-        monkeypatch.delenv(name, raising=False)
+    environment = dict(os.environ)
     yield
+    os.environ.clear()  # DDP leaves its address and ranks, which other tests' processes would believe
+    os.environ.update(environment)
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
     torch.autograd.set_detect_anomaly(False)
