@@ -1,8 +1,9 @@
 """What several test files need: one copy of the data set, and the command line as a person uses it."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ REPOSITORY = Path(__file__).parents[1]
 QUICK = ("--trainer.max_steps=10", "--metrics.num_samples=200", "--trainer.accelerator=cpu")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Undo what Lightning sets for ranks, or the next run that a test starts would take itself for one of them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
