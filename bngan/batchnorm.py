@@ -7,10 +7,10 @@ statistics are per channel over N, H and W. `weight` is gamma and `bias` is beta
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Batching = Literal["joint", "separate"]
@@ -21,7 +21,7 @@ SAMPLINGS: tuple[Sampling, ...] = ("running", "batch", "precise")
 
 def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the biased variance of each channel of z (N, C, ...), both (C,), in float32 at least."""
-    z, dims = _single(z), _reduced(z)
+    z, dims = single(z), _reduced(z)
     mean = z.mean(dim=dims)
     var = (z - _per_channel(mean, z)).square().mean(dim=dims)
     return mean, var
@@ -54,6 +54,8 @@ class ReferenceBatchNorm(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.track_running_stats = True
+        # Whether a batch is what this process has of it; see distributed.SynchronizedBatchNorm.
+        self.local = True
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -74,11 +76,12 @@ class ReferenceBatchNorm(nn.Module):
             mean, var = self._training_statistics(z)
         else:
             mean, var = self.running_mean, self.running_var
-        z_hat = normalize(_single(z), mean, var, self.eps)
+        z_hat = normalize(single(z), mean, var, self.eps)
         return (_per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)).to(z.dtype)
 
     def _training_statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var, count = self._batch(z)
+        mean, var = batch_statistics(z)
+        count = z.numel() // self.num_features
         if count < 2:
             raise ValueError(
                 f"batch norm in training needs at least 2 values per channel, got {count}: "
@@ -87,10 +90,6 @@ class ReferenceBatchNorm(nn.Module):
         if self.track_running_stats:
             self._update_running(mean.detach(), var.detach() * count / (count - 1))
         return mean, var
-
-    def _batch(self, z: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return the mean, the biased variance and the number of values per channel of the batch."""
-        return *batch_statistics(z), z.numel() // self.num_features
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_var: Tensor) -> None:
@@ -101,60 +100,6 @@ class ReferenceBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
-
-
-class SynchronizedBatchNorm(ReferenceBatchNorm):
-    """Batch norm over the union of all ranks' batches, by the same equations, on any device.
-
-    In training every rank must be given as many values as the others, and all must take part in forward and backward.
-    `local` turns it into batch norm over this rank's own batch, for what the ranks do each by themselves.
-    """
-
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
-        super().__init__(num_features, eps=eps, momentum=momentum)
-        self.local = False
-
-    def _batch(self, z: Tensor) -> tuple[Tensor, Tensor, int]:
-        if self.local or not (distributed.is_available() and distributed.is_initialized()):
-            return super()._batch(z)
-        # One message carries both; the ranks' variances are pooled about the common mean, so no digits are lost.
-        own_mean, own_var = super()._batch(z)[:2]
-        means, variances = cast(Tensor, _GatherFromRanks.apply(torch.stack([own_mean, own_var]))).unbind(dim=1)
-        mean = means.mean(dim=0)
-        var = (variances + (means - mean).square()).mean(dim=0)
-        return mean, var, len(means) * z.numel() // self.num_features
-
-
-class _GatherFromRanks(torch.autograd.Function):
-    """All ranks' tensors, stacked by rank; what is made of one on any rank matters to the rank that it is from."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        gathered = own.new_empty(distributed.get_world_size(), *own.shape)
-        distributed.all_gather(list(gathered.unbind()), own.contiguous())
-        return gathered
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total[distributed.get_rank()]
-
-
-def synchronize(module: nn.Module) -> nn.Module:
-    """Replace each batch norm layer below the module by a synchronized one with the same parameters and buffers."""
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm | ReferenceBatchNorm) and child.running_mean is not None:
-            layer = SynchronizedBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
-            layer.weight, layer.bias = child.weight, child.bias
-            running_mean, running_var = running_statistics(child)
-            layer.running_mean, layer.running_var = running_mean, running_var
-            assert child.num_batches_tracked is not None
-            layer.num_batches_tracked = child.num_batches_tracked
-            setattr(module, name, layer.train(child.training))
-        else:
-            synchronize(child)
-    return module
 
 
 class VirtualBatchNorm(nn.Module):
@@ -181,7 +126,7 @@ class VirtualBatchNorm(nn.Module):
         """
         if len(z) <= self.reference_size:
             raise ValueError(f"expected more than the {self.reference_size} rows of the reference batch, got {len(z)}")
-        dtype, z = z.dtype, _single(z)
+        dtype, z = z.dtype, single(z)
         reference, examples = z[: self.reference_size], z[self.reference_size :]
         spatial = tuple(range(2, z.ndim))
         mean, var = batch_statistics(reference)
@@ -332,7 +277,7 @@ def sampling_statistics(module: nn.Module, sampling: Sampling, batches: Iterable
     module.eval()
     for layer in layers:
         layer.train(sampling == "batch")
-    synchronized = [layer for layer in layers if isinstance(layer, SynchronizedBatchNorm)]
+    synchronized = [layer for layer in layers if isinstance(layer, ReferenceBatchNorm)]
     were_local = [layer.local for layer in synchronized]
     for layer in synchronized:
         layer.local = True
@@ -406,7 +351,8 @@ def batch_dependence(logits: Logits, real_images: Tensor, fake_images: Tensor, b
     return (scored.var(dim=0, unbiased=False).mean() / total).sqrt() if total > 0 else torch.zeros_like(total)
 
 
-def _single(z: Tensor) -> Tensor:
+def single(z: Tensor) -> Tensor:
+    """Return z in float32 at least."""
     # Eight bits of mean would leave little of a variance that is a difference from it.
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 

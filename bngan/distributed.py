@@ -5,12 +5,19 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from bngan.batchnorm import synchronize
+from bngan.batchnorm import ReferenceBatchNorm, running_statistics, single
+
+# Between processors a message costs what it takes to notice it, so those of up to so many values go straight to each rank.
+SMALL = 1 << 14
 
 
 def world_size() -> int:
@@ -24,13 +31,42 @@ def rank() -> int:
 
 
 @torch.no_grad()
+def gather(own: Tensor) -> Tensor:
+    """Return all ranks' tensors, which have one shape, stacked by rank: (ranks, ...)."""
+    ranks, me = world_size(), rank()
+    own = own.detach().contiguous()
+    gathered = own.new_empty(ranks, *own.shape)
+    if not _straight(own):
+        distributed.all_gather(list(gathered.unbind()), own)
+        return gathered
+    gathered[me] = own
+    others = [other for other in range(ranks) if other != me]
+    messages = [distributed.isend(own, other) for other in others]
+    messages += [distributed.irecv(gathered[other], other) for other in others]
+    for message in messages:
+        assert message is not None
+        message.wait()
+    return gathered
+
+
+@torch.no_grad()
+def add_up(own: Tensor) -> Tensor:
+    """Return the sum of the ranks' tensors, to the last bit the same on all of them."""
+    if _straight(own):
+        return gather(own).sum(dim=0)
+    total = own.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def _straight(own: Tensor) -> bool:
+    """Tell whether a tensor is best sent from each rank to each."""
+    return own.device.type == "cpu" and (world_size() == 2 or own.numel() <= SMALL)
+
+
 def average(values: Tensor) -> Tensor:
     """Return the mean of the ranks' tensors."""
-    if world_size() == 1:
-        return values
-    total = values.clone()
-    distributed.all_reduce(total)
-    return total / world_size()
+    return values if world_size() == 1 else add_up(values) / world_size()
 
 
 @torch.no_grad()
@@ -53,9 +89,7 @@ def total(count: int, device: torch.device | str = "cpu") -> int:
     """Return the sum of the ranks' counts."""
     if world_size() == 1:
         return count
-    counts = torch.tensor(count, device=device)
-    distributed.all_reduce(counts)
-    return int(counts)
+    return int(add_up(torch.tensor(count, device=device)))
 
 
 @torch.no_grad()
@@ -68,9 +102,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     # A message has the same size on every rank, so ranks that were dealt a row less send one for nothing.
     padded = rows.new_zeros((everyone + ranks - 1) // ranks, *rows.shape[1:])
     padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(ranks)]
-    distributed.all_gather(parts, padded)
-    return torch.stack(parts, dim=1).flatten(end_dim=1)[:everyone]
+    return gather(padded).transpose(0, 1).flatten(end_dim=1)[:everyone]
 
 
 def end_with_parent(grace: float = 10.0) -> None:
@@ -102,12 +134,84 @@ def own_rows(rows: Tensor, parts: int) -> Tensor:
     return dealt[:, rank()].reshape(-1, *rows.shape[1:])
 
 
+class SynchronizedBatchNorm(ReferenceBatchNorm):
+    """Batch norm over the union of all ranks' batches, by the same equations, on any device.
+
+    In training every rank must be given as many values as the others, and all must take part in forward and backward.
+    `local` turns it into batch norm over this rank's own batch, for what the ranks do each by themselves.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.local = False
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Normalize z (N, C, ...) by the statistics of all ranks' in training, by the running ones in evaluation."""
+        if self.local or not self.training or world_size() == 1:
+            return super().forward(z)
+        y, mean, var = _NormalizeTogether.apply(single(z), self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            count = world_size() * z.numel() // self.num_features
+            self._update_running(mean, var * count / (count - 1))
+        return y.to(z.dtype)
+
+
+class _NormalizeTogether(torch.autograd.Function):
+    """y = gamma (z - mean) / sqrt(var + eps) + beta by the mean and variance over all ranks, which are returned as well.
+
+    Each way takes one message. Backward is by the derivatives of Ioffe & Szegedy 2015, section 3, with their sums over the
+    batch taken over all ranks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        own_var, own_mean = torch.var_mean(z, dim=(0, *range(2, z.ndim)), correction=0)
+        means, variances = gather(torch.stack([own_mean, own_var])).unbind(dim=1)
+        mean = means.mean(dim=0)
+        # Pooled about the common mean, so that no digits are lost where it is large.
+        var = (variances + (means - mean).square()).mean(dim=0)
+        ctx.save_for_backward(z, weight, mean, (var + eps).rsqrt())
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(z, mean, var, weight, bias, training=False, eps=eps), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        z, weight, mean, inverse_sd = ctx.saved_tensors
+        _, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            dy, z, weight, None, None, mean, inverse_sd, True, 0.0, [False, True, True]
+        )
+        count = world_size() * z.numel() // len(mean)
+        mean_dy_z_hat, mean_dy = (add_up(torch.stack([d_weight, d_bias])) / count).unbind()
+        scale = weight * inverse_sd
+        shape = (1, -1, *[1] * (z.ndim - 2))
+        dz = torch.addcmul((-scale * mean_dy).view(shape), dy, scale.view(shape))
+        dz = dz.addcmul_(z - mean.view(shape), (-scale * inverse_sd * mean_dy_z_hat).view(shape))
+        return dz, d_weight, d_bias, None
+
+
+def synchronize(module: nn.Module) -> nn.Module:
+    """Replace each batch norm layer below the module by a synchronized one with the same parameters and buffers."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm | ReferenceBatchNorm) and child.running_mean is not None:
+            layer = SynchronizedBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
+            layer.weight, layer.bias = child.weight, child.bias
+            running_mean, running_var = running_statistics(child)
+            layer.running_mean, layer.running_var = running_mean, running_var
+            assert child.num_batches_tracked is not None
+            layer.num_batches_tracked = child.num_batches_tracked
+            setattr(module, name, layer.train(child.training))
+        else:
+            synchronize(child)
+    return module
+
+
 class SynchronizedBatchNorms(LayerSync):
     """Trainer plugin: batch norm over the batches of all ranks, on any device, where torch's own needs a GPU."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Replace the model's batch norm layers."""
-        return synchronize(model)
+        """Replace the model's batch norm layers, if there is more than one rank."""
+        return synchronize(model) if world_size() > 1 else model
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Leave the layers as they are: without ranks they normalize by their own batch."""

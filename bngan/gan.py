@@ -21,7 +21,6 @@ from bngan.batchnorm import (
     Batching,
     BatchNorm,
     Sampling,
-    SynchronizedBatchNorm,
     batch_norm_layers,
     frozen_statistics,
     sampling_statistics,
@@ -255,7 +254,9 @@ class GAN(LightningModule):
     @property
     def normalized_together(self) -> int:
         """How many images G's batch norm normalizes together in training."""
-        synchronized = any(isinstance(layer, SynchronizedBatchNorm) for _, layer in batch_norm_layers(self.generator))
+        synchronized = any(
+            isinstance(layer, distributed.SynchronizedBatchNorm) for _, layer in batch_norm_layers(self.generator)
+        )
         return max(2, self.batch_size // self.accumulate // (1 if synchronized else distributed.world_size()))
 
     def batch_norms(self) -> Iterator[tuple[str, BatchNorm]]:

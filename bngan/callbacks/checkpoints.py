@@ -176,8 +176,7 @@ class Checkpoints(Checkpoint):
             if gan.device.type != "cpu" and gan.iterations_done % ASK_EVERY_ON_GPU:
                 return False, False
             wishes = torch.tensor([self._asked, late and trainer.is_global_zero], dtype=torch.long, device=gan.device)
-            torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
-            asked, late = wishes.tolist()
+            asked, late = distributed.gather(wishes).amax(dim=0).tolist()
             if asked == 0:  # a signal that has come meanwhile must not be forgotten
                 return False, bool(late)
             self._asked = asked
