@@ -165,7 +165,10 @@ class _NormalizeTogether(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        own_var, own_mean = torch.var_mean(z, dim=(0, *range(2, z.ndim)), correction=0)
+        if z.device.type == "cpu":  # where this takes a thirtieth of the other's time
+            own_mean, own_var = torch.batch_norm_update_stats(z, None, None, 0.0)
+        else:
+            own_var, own_mean = torch.var_mean(z, dim=(0, *range(2, z.ndim)), correction=0)
         means, variances = gather(torch.stack([own_mean, own_var])).unbind(dim=1)
         mean = means.mean(dim=0)
         # Pooled about the common mean, so that no digits are lost where it is large.

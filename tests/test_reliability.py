@@ -25,7 +25,7 @@ def test_long(): pass
 def test_outcomes_and_reasons_are_read_off_a_run_of_the_tests(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     for quick in (True, False):
-        cases, seconds = reliability.run([str(tmp_path / "test_some.py")], quick=quick)
+        (cases,) = reliability.run([str(tmp_path / "test_some.py")], quick=quick).values()
         found = {name: (outcome, reason) for name, outcome, reason in cases}
         expected = {
             "test_good": ("passed", ""),
@@ -34,7 +34,6 @@ def test_outcomes_and_reasons_are_read_off_a_run_of_the_tests(tmp_path: Path) ->
             "test_left_out": ("skipped", "no such machine"),
         }
         assert found == (expected if quick else {**expected, "test_long": ("passed", "")})
-        assert seconds > 0
 
 
 def test_every_file_that_the_page_names_is_there() -> None:
