@@ -98,16 +98,16 @@ def test_no_left_over_of_a_killed_write_stays(tmp_path: Path) -> None:
 def test_full_disk_leaves_the_checkpoint_before(mnist_root: Path, tmp_path: Path) -> None:
     """On a real one, of 24 MB, in a mount namespace of its own."""
     (tmp_path / "runs").mkdir()
-    sandboxed = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    apart = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
     mount = "mount -t tmpfs -o size=24m tmpfs runs"
-    tried = subprocess.run([*sandboxed, "sh", "-c", mount], cwd=tmp_path, capture_output=True, text=True, check=False)
+    tried = subprocess.run([*apart, "sh", "-c", mount], cwd=tmp_path, capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no small disk can be mounted here: {tried.stderr.strip()}")
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "fit", f"--data.root={mnist_root}"]
     keep = ("--checkpoint.keep_all=true", "--checkpoint.every_n_iterations=5", "--trainer.max_steps=100")
     fit = " ".join([*command, "--metrics.num_samples=0", "--trainer.accelerator=cpu", *keep])
     script = f"{mount} && {fit}; echo status $?; cp -r runs kept"
-    done = subprocess.run([*sandboxed, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([*apart, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "status 2" in done.stdout, done.stderr
     assert "could not be written (No space left on device)" in done.stderr
     assert "Traceback" not in done.stderr
