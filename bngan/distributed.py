@@ -1,11 +1,17 @@
 """What must agree between the ranks of a distributed run."""
 
 import os
+import platform
+import shutil
+import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.plugins import LayerSync
@@ -16,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bngan.batchnorm import ReferenceBatchNorm, running_statistics, single
 
-# Between processors a message costs what it takes to notice it, so those of up to so many values go straight to each rank.
+# So many values at most go straight from each rank to each; of more, each rank adds up a part, but for two ranks.
 SMALL = 1 << 14
 
 
@@ -40,12 +46,7 @@ def gather(own: Tensor) -> Tensor:
         distributed.all_gather(list(gathered.unbind()), own)
         return gathered
     gathered[me] = own
-    others = [other for other in range(ranks) if other != me]
-    messages = [distributed.isend(own, other) for other in others]
-    messages += [distributed.irecv(gathered[other], other) for other in others]
-    for message in messages:
-        assert message is not None
-        message.wait()
+    _wires().exchange(gathered, me)
     return gathered
 
 
@@ -61,7 +62,77 @@ def add_up(own: Tensor) -> Tensor:
 
 def _straight(own: Tensor) -> bool:
     """Tell whether a tensor is best sent from each rank to each."""
-    return own.device.type == "cpu" and (world_size() == 2 or own.numel() <= SMALL)
+    return own.device.type == "cpu" and (world_size() == 2 or own.numel() <= SMALL) and _wires().connected
+
+
+class _Wires:
+    """Unix sockets between the ranks, where all of them are on one machine.
+
+    A message of a layer's statistics takes gloo 0.2 to 2 ms on a processor, since threads of its own first agree on it; here
+    it takes the kernel's 0.03 ms.
+    """
+
+    def __init__(self) -> None:
+        me, ranks = rank(), world_size()
+        self._sockets: dict[int, socket.socket] = {}
+        folder = [tempfile.mkdtemp(prefix="bngan-") if me == 0 else ""]
+        distributed.broadcast_object_list(folder)
+        seen: list[Any] = [None] * ranks
+        fits = len(folder[0]) < 90  # a socket's name holds 108 characters at most
+        distributed.all_gather_object(seen, (platform.node(), fits and Path(folder[0]).is_dir()))
+        self.connected = seen == [(platform.node(), True)] * ranks
+        if self.connected:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(f"{folder[0]}/{me}")
+                server.listen(ranks)
+                distributed.barrier()
+                for other in range(me):
+                    self._sockets[other] = socket.socket(socket.AF_UNIX)
+                    self._sockets[other].connect(f"{folder[0]}/{other}")
+                    self._sockets[other].sendall(me.to_bytes(4, "big"))
+                for _ in range(me + 1, ranks):
+                    connection, _ = server.accept()
+                    self._sockets[int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")] = connection
+            distributed.barrier()
+        if me == 0:
+            shutil.rmtree(folder[0], ignore_errors=True)
+
+    def exchange(self, gathered: Tensor, me: int) -> None:
+        """Send this rank's tensor, gathered[me], to all others, and receive theirs in their places.
+
+        Raises:
+            RuntimeError: if another rank is gone.
+        """
+        content = gathered.view(len(gathered), -1).view(torch.uint8).numpy()
+        try:
+            # In this order every pair of ranks meets, whatever the others do.
+            for other, wire in sorted(self._sockets.items()):
+                for sending in (me < other, me > other):
+                    if sending:
+                        wire.sendall(content[me])
+                    else:
+                        _receive(wire, memoryview(content[other]))
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise RuntimeError("Connection closed by peer") from error
+
+
+def _receive(wire: socket.socket, target: memoryview) -> None:
+    while len(target):
+        count = wire.recv_into(target)
+        if count == 0:
+            raise RuntimeError("Connection closed by peer")
+        target = target[count:]
+
+
+_WIRES: WeakKeyDictionary[Any, _Wires] = WeakKeyDictionary()
+
+
+def _wires() -> _Wires:
+    """Return the wires of the ranks as they are grouped now; all ranks must ask at the same place."""
+    group = distributed.group.WORLD
+    if group not in _WIRES:
+        _WIRES[group] = _Wires()
+    return _WIRES[group]
 
 
 def average(values: Tensor) -> Tensor:

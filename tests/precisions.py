@@ -59,8 +59,16 @@ class Watch(Callback):
             return
         if batch_idx == COUNTED.start:
             self.profile.start()
+            gather = self.gather = distributed.gather
+
+            def counted(own: Tensor) -> Tensor:
+                self.messages["gather"] += 1
+                return gather(own)
+
+            distributed.gather = counted
         elif batch_idx == COUNTED.stop:
             self.profile.stop()
+            distributed.gather = self.gather
             for event in self.profile.key_averages():
                 if event.key.startswith("c10d::"):
                     self.messages[event.key] += event.count
