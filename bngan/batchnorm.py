@@ -277,9 +277,9 @@ def sampling_statistics(module: nn.Module, sampling: Sampling, batches: Iterable
     module.eval()
     for layer in layers:
         layer.train(sampling == "batch")
-    synchronized = [layer for layer in layers if isinstance(layer, ReferenceBatchNorm)]
-    were_local = [layer.local for layer in synchronized]
-    for layer in synchronized:
+    ours = [layer for layer in layers if isinstance(layer, ReferenceBatchNorm)]
+    were_local = [layer.local for layer in ours]
+    for layer in ours:
         layer.local = True
     try:
         with torch.no_grad(), frozen_statistics(module):
@@ -287,7 +287,7 @@ def sampling_statistics(module: nn.Module, sampling: Sampling, batches: Iterable
     finally:
         for part, training in modes.items():
             part.training = training
-        for layer, local in zip(synchronized, were_local, strict=True):
+        for layer, local in zip(ours, were_local, strict=True):
             layer.local = local
         if sampling == "precise":
             for buffer, value in zip(buffers, before, strict=True):

@@ -120,10 +120,9 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
 
 def _recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the model's, the data's and the Trainer's settings of a recipe over the default's, checked."""
-    from bngan.trainer_cli import DEFAULT_CONFIG, check_config_file
+    from bngan.trainer_cli import DEFAULT_CONFIG, read_config_file
 
-    check_config_file(path)
-    recipes = [yaml.safe_load(file.read_text()) for file in (DEFAULT_CONFIG, path)]
+    recipes = [read_config_file(file) for file in (DEFAULT_CONFIG, path)]
     model, data, trainer = (
         {key: value for recipe in recipes for key, value in (recipe.get(group) or {}).items()}
         for group in ("model", "data", "trainer")

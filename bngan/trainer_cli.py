@@ -32,7 +32,7 @@ from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
 from bngan.jobs import interrupted_run, join_job
 from bngan.sampling import check_networks, read_checkpoint
-from bngan.trainer_settings import check_trainer_settings
+from bngan.trainer_settings import as_list, check_trainer_settings
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -105,8 +105,7 @@ class GanCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        for path in config_files(self.arguments):
-            check_config_file(path)
+        self.contents = [read_config_file(path) for path in config_files(self.arguments)]
         # Lightning lets settings be read from any address that fsspec knows.
         set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
         # Lightning warns whenever arguments are handed over rather than read from sys.argv.
@@ -133,7 +132,7 @@ class GanCLI(LightningCLI):
         data = {name: datas[name] for name in DATA_KEPT if name in datas}
         seed = {"seed_everything": saved["seed"]}
         for known, group, prefix in ((model, settings.model, "model."), (data, settings.data, "data."), (seed, settings, "")):
-            for name in given_settings(self.arguments, prefix) & known.keys():
+            for name in given_settings(self.arguments, self.contents, prefix) & known.keys():
                 # Measuring may use other data, and pictures may have been moved.
                 moved = prefix == "data." and (self.config.subcommand != "fit" or name == "folder")
                 if group[name] != known[name] and not settings.override and not moved:
@@ -143,8 +142,8 @@ class GanCLI(LightningCLI):
                     )
                 del known[name]
         run = self._run_settings(Path(path)) if self.config.subcommand == "fit" else {}
-        known = {self.config.subcommand: {**run, "model": model, "data": data, **seed}}
-        self.config = self.parser.parse_object(known, self.config)
+        brought = {self.config.subcommand: {**run, "model": model, "data": data, **seed}}
+        self.config = self.parser.parse_object(brought, self.config)
         self._saved_state = content["state_dict"]
 
     def _run_settings(self, checkpoint: Path) -> dict[str, Any]:
@@ -153,11 +152,10 @@ class GanCLI(LightningCLI):
         if not path.is_file():
             print(f"There is no {path}, so how long to train and what to log are as given or as by default.", flush=True)
             return {}
-        check_config_file(path)
-        record = yaml.safe_load(path.read_text())
+        record = read_config_file(path)
         found: dict[str, Any] = {}
         for group, left in RUN_KEPT.items():
-            taken = left | given_settings(self.arguments, f"{group}.")
+            taken = left | given_settings(self.arguments, self.contents, f"{group}.")
             found[group] = {name: value for name, value in record.get(group, {}).items() if name not in taken}
         # A folder from a stranger must not decide which code is run.
         coded = {f"trainer.{name}": value for name, value in found["trainer"].items() if isinstance(value, dict | list)}
@@ -208,11 +206,9 @@ class GanCLI(LightningCLI):
             done = 0 if self._saved_iteration is None else self._saved_iteration + 1
             purge_step = None if self._interrupted is None else done
             # The first logger's folder is the run's, so one that a person names writes beside it.
-            own = TensorBoardLogger(self.run_folder, name="", version="", default_hp_metric=False, purge_step=purge_step)
-            named = settings.logger if settings.logger not in (None, True) else []
-            kwargs["logger"] = [own, *(named if isinstance(named, list) else [named])]
-        own = settings.plugins or []
-        kwargs["plugins"] = [*(own if isinstance(own, list) else [own]), WholeCheckpoints()]
+            first = TensorBoardLogger(self.run_folder, name="", version="", default_hp_metric=False, purge_step=purge_step)
+            kwargs["logger"] = [first, *([] if settings.logger is True else as_list(settings.logger))]
+        kwargs["plugins"] = [*as_list(settings.plugins), WholeCheckpoints()]
         if settings.sync_batchnorm:
             kwargs["plugins"].append(SynchronizedBatchNorms())
             kwargs["sync_batchnorm"] = False  # which would be torch's, for GPUs alone
@@ -378,11 +374,11 @@ def config_files(arguments: list[str]) -> Iterator[Path]:
             yield Path(value if equals else arguments[number + 1])
 
 
-def check_config_file(path: Path) -> None:
-    """Refuse a settings file that is missing or malformed.
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a file, none of which are checked but for their groups' names.
 
     Raises:
-        ValueError: saying what is wrong in which line.
+        ValueError: if it is missing or malformed, saying what is wrong in which line.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -400,13 +396,13 @@ def check_config_file(path: Path) -> None:
             raise ValueError(f"--config {path}: unknown group {name!r}; choose from {', '.join(groups)}")
         if name in groups and not isinstance(content[name], dict):
             raise ValueError(f"--config {path}: {name} should hold settings, not {content[name]!r}")
+    return content
 
 
-def given_settings(arguments: list[str], prefix: str) -> set[str]:
-    """Return the names of the settings of a group, such as "model.", that stand on the command line or in its files."""
+def given_settings(arguments: list[str], contents: list[dict[str, Any]], prefix: str) -> set[str]:
+    """Return the names of the settings of a group, such as "model.", on the command line or in the contents of its files."""
     found = {match[1] for argument in arguments if (match := re.match(rf"--{re.escape(prefix)}(\w+)", argument))}
-    for path in config_files(arguments):
-        content = yaml.safe_load(path.read_text())
+    for content in contents:
         found |= (content.get(prefix.removesuffix("."), {}) if prefix else content).keys()
     return found
 

@@ -102,7 +102,7 @@ def check_trainer_settings(trainer: Namespace) -> None:
     named = [
         (f"--trainer.{name}", given)
         for name in ("callbacks", "logger", "plugins", "strategy", "accelerator", "profiler")
-        for given in _as_list(trainer[name])
+        for given in as_list(trainer[name])
         if not isinstance(given, bool | str)
     ]
     for setting, given in named:
@@ -110,11 +110,11 @@ def check_trainer_settings(trainer: Namespace) -> None:
     on_processor = _check_devices(trainer.accelerator, trainer.devices)
     _check_strategy(trainer.strategy)
     _check_precision(trainer.precision, on_processor=on_processor)
-    for given in _as_list(trainer.callbacks):
+    for given in as_list(trainer.callbacks):
         for kind, reason in CALLBACKS_REFUSED:
             if issubclass(_class(given), kind):
                 raise ValueError(f"--trainer.callbacks {_class(given).__name__} {reason}")
-    for given in _as_list(trainer.plugins):
+    for given in as_list(trainer.plugins):
         _check_plugin(given)
     for setting, given in named:
         _check_plain_values(setting, given)
@@ -240,5 +240,6 @@ def _resolved(path: str) -> Any:
     return pkgutil.resolve_name(path)
 
 
-def _as_list(given: Any) -> list[Any]:
+def as_list(given: Any) -> list[Any]:
+    """Return what a setting holds that may be nothing, one thing, or a list of them."""
     return given if isinstance(given, list) else [] if given is None else [given]

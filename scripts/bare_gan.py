@@ -11,7 +11,6 @@ Fast means: data as one uint8 tensor on the device, one forward of G for both pl
 no value read back, and on a GPU the whole alternation as one CUDA graph.
 """
 
-import argparse
 import copy
 import json
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from benchmark import peak_mb, wait_for
+from benchmark import loop_parser, peak_mb, wait_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import MNIST
@@ -161,13 +160,7 @@ def captured(run: Callable[[Tensor, Schedule], None], rows: Tensor, now: Schedul
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds MNIST")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--limit", type=int, help="alternations per epoch, at most")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--warm-up", type=int, default=100, help="alternations that are not timed")
-    parser.add_argument("--device", default="cpu")
+    parser = loop_parser(__doc__)
     parser.add_argument("--output", type=Path, help="where to write G's averaged weights")
     args = parser.parse_args()
 

@@ -172,13 +172,7 @@ def step(args: argparse.Namespace) -> Seen:
     columns = {"images/s": "images_per_s", "images/s of alternations alone": "steady_images_per_s", "peak MB": "peak_mb"}
     roofline = {name: statistics.median(result[name] for result in seen["limit"]) for name in seen["limit"][0]}
     return {
-        "settings": {
-            "batch": BATCH,
-            "runs": args.runs,
-            "epochs": args.epochs,
-            "alternations_per_epoch": args.limit,
-            "warm_up": args.warm_up,
-        },
+        "settings": run_settings(args, warm_up=args.warm_up),
         "rows": {side: spreads(seen[side], columns) for side in sides},
         "goals": {
             "fit / bare": goal(ratios(seen, "images_per_s", "fit", "bare"), FIT_TO_BARE),
@@ -214,13 +208,7 @@ def fit(args: argparse.Namespace) -> Seen:
     seen = take_turns(sides, args.runs, lambda result: f"{result['seconds']:.1f} s")
     columns = {"seconds": "seconds", "of them validation": "validation", "without it": "rest"}
     return {
-        "settings": {
-            "batch": BATCH,
-            "runs": args.runs,
-            "epochs": args.epochs,
-            "alternations_per_epoch": args.limit,
-            "samples": args.samples,
-        },
+        "settings": run_settings(args, samples=args.samples),
         "rows": {side: spreads(seen[side], columns) for side in sides},
         "goals": {
             "fit / bare": goal(ratios(seen, "seconds", "fit", "bare")),
@@ -274,13 +262,7 @@ def memory(args: argparse.Namespace) -> Seen:
     validated, trained, bare = sides
     seen = take_turns(sides, args.runs, lambda result: f"{result['peak_mb']:,.0f} MB")
     return {
-        "settings": {
-            "batch": BATCH,
-            "runs": args.runs,
-            "epochs": args.epochs,
-            "alternations_per_epoch": args.limit,
-            "samples": args.samples,
-        },
+        "settings": run_settings(args, samples=args.samples),
         "rows": {side: spreads(seen[side], {"peak MB": "peak_mb"}) for side in sides},
         "goals": {
             "fit with validation / bare": goal(ratios(seen, "peak_mb", validated, bare), MEMORY_TO_BARE),
@@ -357,7 +339,7 @@ def scaling(args: argparse.Namespace) -> Seen:
     seen = take_turns(sides, args.runs, lambda result: f"{result['images_per_s']:,.0f} images/s")
     pairs = ratios(seen, "images_per_s", "2 ranks", "1 process")
     return {
-        "settings": {"batch": SCALING_BATCH, "runs": args.runs, "epochs": args.epochs, "alternations_per_epoch": args.limit},
+        "settings": run_settings(args, batch=SCALING_BATCH),
         "rows": {side: spreads(seen[side], {"images/s": "images_per_s"}) for side in sides},
         "goals": {"2 ranks / 1 process, median": goal(pairs), "2 ranks / 1 process, best": goal([max(pairs)], TWO_TO_ONE)},
     }
@@ -442,6 +424,24 @@ def take_turns(sides: Mapping[str, Side], runs: int, tell: Callable[[Seen], str]
 
 def script(name: str) -> list[str]:
     return [sys.executable, str(SCRIPTS / f"{name}.py")]
+
+
+def run_settings(args: argparse.Namespace, **more: Any) -> Seen:
+    """Return what the runs of a comparison share, for its record."""
+    lengths = {"runs": args.runs, "epochs": args.epochs, "alternations_per_epoch": args.limit}
+    return {"batch": BATCH, **lengths, **more}
+
+
+def loop_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a side that is a script of its own, which takes what `loop` gives."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds MNIST")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--limit", type=int, help="alternations per epoch, at most")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--warm-up", type=int, default=100, help="alternations that are not timed")
+    parser.add_argument("--device", default="cpu")
+    return parser
 
 
 def loop(name: str, args: argparse.Namespace) -> list[str]:

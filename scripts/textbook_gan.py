@@ -7,12 +7,11 @@ anew for each player, real and fake images passed through D apart, cross-entropy
 step, a grid of samples each epoch, and a Trainer as it comes, with progress bar, TensorBoard and checkpoints.
 """
 
-import argparse
 import os
-from pathlib import Path
 
 import torch
 import torchvision
+from benchmark import loop_parser
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from stopwatch import Stopwatch
@@ -80,14 +79,7 @@ class TextbookGAN(LightningModule):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds MNIST")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--limit", type=int, help="alternations per epoch, at most")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--warm-up", type=int, default=100, help="alternations that are not timed")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    args = loop_parser(__doc__).parse_args()
 
     seed_everything(0)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])

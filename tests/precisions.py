@@ -5,9 +5,6 @@
 CASES is a JSON list of the GANs' settings, each with `precision`, and `count` where messages between ranks are counted.
 """
 
-import json
-import sys
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from bngan import GAN, distributed
-from bngan.data.loader import ShardedBatches, TensorLoader
-from bngan.distributed import SynchronizedBatchNorms
+from tests.ranks import fit, main
 
 BATCH = 16
 ALTERNATIONS = 2
@@ -90,34 +86,9 @@ def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any
             **settings,
         }
     )
-    size = BATCH * gan.n_critic
-    pixels = torch.randint(256, (size * 8, *gan.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     watch = Watch(count=count)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        precision=precision,
-        max_steps=COUNTED.stop + 1 if count else ALTERNATIONS,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        plugins=[SynchronizedBatchNorms()],
-        callbacks=[watch],
-        default_root_dir=folder,
-    )
-
-    def loader() -> TensorLoader:
-        parts = gan.n_critic * gan.accumulate
-        rank, ranks = distributed.rank(), distributed.world_size()
-        batches = ShardedBatches(len(pixels), size, train=True, rank=rank, ranks=ranks, parts=parts)
-        return TensorLoader(pixels, torch.zeros(len(pixels), dtype=torch.long), batches)
-
-    gan.train_dataloader = loader
-    trainer.fit(gan)
+    length = {"batch": BATCH, "steps": COUNTED.stop + 1 if count else ALTERNATIONS}
+    fit(gan, devices, folder, watch, precision=precision, synchronized=True, **length)
     after = dict(gan.named_parameters())
     return {
         "losses": [float(gan.d_loss), float(gan.g_loss)],
@@ -132,12 +103,5 @@ def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any
     }
 
 
-def main() -> None:
-    warnings.filterwarnings("ignore")
-    devices, folder, cases = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    results = [train(devices, folder, case) for case in cases]
-    torch.save(results, folder / f"{devices}-{distributed.rank()}.pt")
-
-
 if __name__ == "__main__":
-    main()
+    main(train)

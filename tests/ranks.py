@@ -1,4 +1,4 @@
-"""Trains tiny GANs in float64 on several processes and writes what came out: run by tests/test_distributed.py.
+"""Trains tiny GANs on several processes and writes what came out; by itself, in float64 for tests/test_distributed.py.
 
     python -m tests.ranks DEVICES FOLDER CASES
 
@@ -6,8 +6,11 @@ CASES is a JSON list of the GANs' settings, each with `synchronized`, whether ba
 """
 
 import json
+import os
+import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from bngan import GAN, distributed
 from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.distributed import SynchronizedBatchNorms
+from tests.conftest import REPOSITORY
 
 BATCH = 32
 ALTERNATIONS = 20
@@ -32,20 +36,18 @@ class Latents(Callback):
         pl_module.generator.register_forward_pre_hook(lambda _, inputs: self.drawn.append(inputs[0].clone()))
 
 
-def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the state and the latents of this rank after 20 alternations."""
-    synchronized = settings.pop("synchronized")
-    seed_everything(0, verbose=False)
-    gan = GAN(**{"image_shape": (1, 4, 4), "latent_dim": 8, "hidden_dim": 8, "noise": 0.1, **settings})
-    size = BATCH * gan.n_critic
+def fit(
+    gan: GAN, devices: int, folder: Path, callback: Callback, *, precision: str, batch: int, steps: int, synchronized: bool
+) -> None:
+    """Train on noise for so many steps, in this process and those that it starts."""
+    size = batch * gan.n_critic
     pixels = torch.randint(256, (size * 8, *gan.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    latents = Latents()
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        precision="64-true",
-        max_steps=ALTERNATIONS,
+        precision=precision,  # pyright: ignore[reportArgumentType]
+        max_steps=steps,
         max_epochs=-1,
         logger=False,
         enable_checkpointing=False,
@@ -53,7 +55,7 @@ def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any
         enable_model_summary=False,
         use_distributed_sampler=False,
         plugins=[SynchronizedBatchNorms()] if synchronized else None,
-        callbacks=[latents],
+        callbacks=[callback],
         default_root_dir=folder,
     )
 
@@ -65,17 +67,43 @@ def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any
 
     gan.train_dataloader = loader
     trainer.fit(gan)
+
+
+def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the state and the latents of this rank after 20 alternations."""
+    synchronized = settings.pop("synchronized")
+    seed_everything(0, verbose=False)
+    gan = GAN(**{"image_shape": (1, 4, 4), "latent_dim": 8, "hidden_dim": 8, "noise": 0.1, **settings})
+    latents = Latents()
+    length = {"batch": BATCH, "steps": ALTERNATIONS}
+    fit(gan, devices, folder, latents, precision="64-true", synchronized=synchronized, **length)
     drifted = {name: buffer.clone() for name, buffer in gan.named_buffers()}
     distributed.average_buffers(gan)
     return {"state": gan.state_dict(), "drifted": drifted, "latents": latents.drawn}
 
 
-def main() -> None:
+def main(train: Callable[[int, Path, dict[str, Any]], dict[str, Any]]) -> None:
+    """Do what the command line says, each case by `train`."""
     warnings.filterwarnings("ignore")
     devices, folder, cases = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     results = [train(devices, folder, case) for case in cases]
     torch.save(results, folder / f"{devices}-{distributed.rank()}.pt")
 
 
+def launch(module: str, devices: int, folder: Path, cases: list[dict[str, Any]], timeout: float) -> list[list[dict[str, Any]]]:
+    """Run a module that ends in `main` on so many processes; return its results by rank and case."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(devices), str(folder), json.dumps(cases)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{devices}-{rank}.pt", weights_only=True) for rank in range(devices)]
+
+
 if __name__ == "__main__":
-    main()
+    main(train)

@@ -1,16 +1,12 @@
 """What N ranks do together is what one process would have done with their global batch."""
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import REPOSITORY
+from tests.ranks import launch
 
 RANKS = (1, 2, 4)
 CASES: dict[str, dict[str, Any]] = {
@@ -38,17 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     cases = [*({"synchronized": True, **case} for case in CASES.values()), {"synchronized": False}]
     found: Results = {}
     for ranks in RANKS:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.ranks", str(ranks), str(folder), json.dumps(cases)],
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[ranks] = [torch.load(folder / f"{ranks}-{rank}.pt", weights_only=True) for rank in range(ranks)]
+        found[ranks] = launch("tests.ranks", ranks, folder, cases, timeout=900)
     return found
 
 

@@ -1,9 +1,5 @@
 """Each precision trains with each loss and batching on one rank and on two; batch norm's statistics stay in full precision."""
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,7 +8,7 @@ from torch import Tensor, nn
 
 from bngan.batchnorm import ReferenceBatchNorm, VirtualBatchNorm
 from bngan.distributed import SynchronizedBatchNorm
-from tests.conftest import REPOSITORY
+from tests.ranks import launch
 
 RANKS = (1, 2)
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.float32, "64-true": torch.float64}
@@ -47,18 +43,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("precisions")
     found: Results = {}
     for ranks in RANKS:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.precisions", str(ranks), str(folder), json.dumps(list(ALL.values()))],
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        for rank in range(ranks):
-            found[ranks, rank] = dict(zip(ALL, torch.load(folder / f"{ranks}-{rank}.pt", weights_only=True), strict=True))
+        for rank, cases in enumerate(launch("tests.precisions", ranks, folder, list(ALL.values()), timeout=600)):
+            found[ranks, rank] = dict(zip(ALL, cases, strict=True))
     return found
 
 

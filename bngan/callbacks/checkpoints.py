@@ -98,7 +98,7 @@ class Checkpoints(Checkpoint):
         try:
             return Trainer._run_stage(trainer)
         except Stopped:
-            self._save(trainer, "last", validation_due=self._validation_due)
+            self._save(trainer, "last")
             if trainer.is_global_zero:
                 where = "" if self._run_folder is None else f"; go on with --ckpt_path {self._run_folder}/checkpoints/last.ckpt"
                 print(f"bngan: stopped at iteration {gan.iterations_done}{where}", file=sys.stderr, flush=True)
@@ -114,9 +114,9 @@ class Checkpoints(Checkpoint):
             self._stop(trainer)
         due = self.every_n_iterations and pl_module.iterations_done % self.every_n_iterations == 0
         if due and self.keep_all:
-            self._save(trainer, f"iteration-{pl_module.iterations_done:06d}", validation_due=self._validation_due)
+            self._save(trainer, f"iteration-{pl_module.iterations_done:06d}")
         if due or late:
-            self._save(trainer, "last", validation_due=self._validation_due)
+            self._save(trainer, "last")
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int, dataloader_idx: int = 0
@@ -188,7 +188,7 @@ class Checkpoints(Checkpoint):
         externally = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys()
         raise Stopped(0 if started and not externally else 128 + self._asked)
 
-    def _save(self, trainer: Trainer, name: str, *, validation_due: bool = False) -> None:
+    def _save(self, trainer: Trainer, name: str) -> None:
         if self._run_folder is None:
             return
         for logger in trainer.loggers:
@@ -196,7 +196,6 @@ class Checkpoints(Checkpoint):
                 # Who goes on from this checkpoint must find all that was logged before it.
                 logger.experiment.flush()
         distributed.average_buffers(trainer.lightning_module)
-        self._validation_due = validation_due
         trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
         if name == "last":
             self._saved_at = time.monotonic()
@@ -246,8 +245,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             temporary.replace(target)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            reason = error.strerror
-            raise OSError(f"{target} could not be written ({reason}); the checkpoint before it is unharmed") from error
+            raise OSError(f"{target} could not be written ({error.strerror}); the checkpoint before it is unharmed") from error
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
