@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -35,6 +35,7 @@ from bngan.randomness import Stream
 
 Batch = Tensor | Sequence[Tensor]
 Draw = Callable[..., Tensor]
+Play = Callable[[Tensor], Tensor]
 Weights = Literal["raw", "average"]
 EmaBuffers = Literal["copy", "average", "recalibrate"]
 EMA_BUFFERS: tuple[EmaBuffers, ...] = ("copy", "average", "recalibrate")
@@ -92,6 +93,8 @@ class GAN(LightningModule):
             recalibrate works them out anew, on the averaged weights, when samples are drawn.
         sampling: statistics that samples are normalized by: running, batch (those of the samples' own batch, as in
             training), or precise (pooled over 64 fresh batches).
+        compile: whether training runs both networks through torch.compile, on a GPU as CUDA graphs. The first iterations
+            then take a minute or two; what comes out differs by rounding.
         seed: seed of latents and noise.
     """
 
@@ -129,6 +132,7 @@ class GAN(LightningModule):
         ema_decay: float = 0.999,
         ema_buffers: EmaBuffers = "average",
         sampling: Sampling = "running",
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -160,6 +164,11 @@ class GAN(LightningModule):
                 f"d_norm {d_norm!r} cannot be combined with r1, r2 or gradient_penalty: {PENALTY_REASON}; "
                 "use --model.d_norm layer, group, spectral or none"
             )
+        if (r1 or r2 or gradient_penalty) and compile:
+            raise ValueError(
+                "compile cannot be combined with r1, r2 or gradient_penalty: torch.compile does not differentiate a gradient; "
+                "leave out --model.compile"
+            )
 
         self.automatic_optimization = False
         self.image_shape = tuple(image_shape)
@@ -178,6 +187,7 @@ class GAN(LightningModule):
         self.ema_decay = ema_decay
         self.ema_buffers: EmaBuffers = ema_buffers
         self.default_sampling: Sampling = sampling
+        self.compiled = compile
         self.seed = seed
         self.generator, self.discriminator = build_networks(
             network,
@@ -279,6 +289,8 @@ class GAN(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one alternation on images (n_critic * N, C, H, W) in [-1, 1], or on (images, labels)."""
         d_optimizer, g_optimizer = self._scheduled_optimizers()
+        if self.compiled and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
         if self.d_dropout:
             # Dropout draws from torch's global generator, which no checkpoint keeps.
             torch.manual_seed(randomness.key(self.seed, Stream.DROPOUT, self.iterations_done, distributed.rank()))
@@ -304,11 +316,11 @@ class GAN(LightningModule):
         for mix, (real, latents, blur) in zip(mixes, self._parts(real_images, z, noise), strict=True):
             # One forward of G serves both players, unless the batch is cut up because its graph does not fit in memory.
             with nullcontext() if self.accumulate == 1 else torch.no_grad():
-                fake_images = self.generate(latents)
+                fake_images = self._players[0](latents)
             real_seen, fake_seen = _blurred(real, fake_images.detach(), blur)
             real_seen.requires_grad_(self.r1 > 0)
             fake_seen.requires_grad_(self.r2 > 0)
-            real_logits, fake_logits = self._score(real_seen, fake_seen)
+            real_logits, fake_logits = score(self._players[1], real_seen, fake_seen, self.batching)
             objective = self.loss.discriminator(real_logits, fake_logits)
             self.d_loss = objective.detach()
             if self.r1:
@@ -332,8 +344,8 @@ class GAN(LightningModule):
         # D's running statistics describe the games that D played; whether G's turn is one of them is a policy.
         with nullcontext() if self.d_tracks_g_step else frozen_statistics(self.discriminator):
             for real, part, blur in self._parts(real_images, source, noise):
-                fakes = part if kept else self.generate(part)
-                real_logits, fake_logits = self._score(*_blurred(real, fakes, blur))
+                fakes = part if kept else self._players[0](part)
+                real_logits, fake_logits = score(self._players[1], *_blurred(real, fakes, blur), self.batching)
                 objective = self.loss.generator(real_logits, fake_logits)
                 self.g_loss = objective.detach()
                 self._backward(objective / self.accumulate, optimizer)
@@ -378,7 +390,8 @@ class GAN(LightningModule):
 
     def on_train_start(self) -> None:
         """Learn how long the run is, which the schedules need."""
-        self.__dict__.pop("_averaged", None)  # on another device these are other tensors
+        for made_for_a_device in ("_averaged", "_players"):
+            self.__dict__.pop(made_for_a_device, None)
         self._unhooked = _nobody_looks_into_updates(self.trainer)
         for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
             for group in optimizer.param_groups:
@@ -400,7 +413,7 @@ class GAN(LightningModule):
         latents = self.sample_latents(self._validated, self._validated + everyone)
         fake_images = self.generate(latents[distributed.rank() :: distributed.world_size()])
         self._validated += everyone
-        real_logits, fake_logits = self._score(real_images, fake_images)
+        real_logits, fake_logits = score(self.logits, real_images, fake_images, self.batching)
         self.log_dict(
             {
                 "val/d_loss": self.loss.discriminator(real_logits, fake_logits),
@@ -521,8 +534,14 @@ class GAN(LightningModule):
         )
         return distributed.own_rows(everyone, parts=self.accumulate)
 
-    def _score(self, real_images: Tensor, fake_images: Tensor) -> tuple[Tensor, Tensor]:
-        return score(self.logits, real_images, fake_images, self.batching)
+    @cached_property
+    def _players(self) -> tuple[Play, Play]:
+        """G, from latents to images, and D, from images to logits, as training calls them."""
+        if not self.compiled:
+            return self.generate, self.logits
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        generate, logits = (torch.compile(play, mode=mode, dynamic=False) for play in (self.generate, self.logits))
+        return generate, logits
 
     def _backward(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
         # Naming the inputs spares the other player's weights their gradients. The ranks agree in _step, once an update.
@@ -611,7 +630,7 @@ class Sampler:
         return torch.cat(blocks)[start - first : stop - first]
 
 
-def _nobody_looks_into_updates(trainer: Trainer) -> bool:
+def _nobody_looks_into_updates(trainer: Any) -> bool:
     """Tell whether an update may go straight to torch: Lightning's way is the same, through 40 hooks that nobody uses."""
     plugin = trainer.precision_plugin
     scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None

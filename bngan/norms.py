@@ -58,7 +58,11 @@ def layer(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]
 
 def group(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:
     channels = _channels(layer)
-    return layer, nn.GroupNorm(num_groups=math.gcd(channels, 16), num_channels=channels)
+    groups = math.gcd(channels, 16)
+    # Without pixels, normalizing leaves nothing of a group of one channel, and of two only which is larger.
+    while isinstance(layer, nn.Linear) and channels // groups < min(3, channels):
+        groups //= 2
+    return layer, nn.GroupNorm(num_groups=groups, num_channels=channels)
 
 
 def instance(layer: Layer, *, eps: float, momentum: float) -> tuple[nn.Module, ...]:

@@ -7,6 +7,7 @@ import platform
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -233,6 +234,8 @@ class GanCLI(LightningCLI):
 
     def before_fit(self) -> None:
         self.model.check_batch(self.datamodule.batch_size // self.trainer.world_size * self.model.n_critic)
+        if self.model.compiled:
+            self._check_compile()
         optimum = self.model.hparams
         self._say(
             f"{self.datamodule.data_name} images {shape_text(self.model.image_shape)}, batch {self.datamodule.batch_size} over "
@@ -251,6 +254,20 @@ class GanCLI(LightningCLI):
             self._say(f"Goes on from {path}, iteration {self._saved_iteration}")
         self._say(f"Run folder {self.run_folder}")
         self._say(f"Watch it: tensorboard --logdir {self.run_folder.parent.parent}")
+
+    def _check_compile(self) -> None:
+        """Refuse --model.compile where torch.compile would fail, which takes a minute and hundreds of lines."""
+        synchronized = self.config_init[str(self.subcommand)].trainer.sync_batchnorm
+        if self.trainer.world_size > 1 and synchronized and any(self.model.batch_norms()):
+            raise ValueError(
+                "--model.compile cannot be combined with batch norm over several devices, whose messages cannot be compiled; "
+                "leave it out, or add --trainer.sync_batchnorm false"
+            )
+        compiler = os.environ.get("CXX", "g++")
+        if self.trainer.strategy.root_device.type == "cpu" and shutil.which(compiler) is None:
+            raise ValueError(
+                f"--model.compile needs a C++ compiler, and there is no {compiler}; install g++, set CXX, or leave it out"
+            )
 
     def after_fit(self) -> None:
         if self.model.iterations_done == self._saved_iteration:

@@ -55,6 +55,19 @@ def test_instance_norm_refuses_a_linear_layer_and_says_what_to_use() -> None:
     assert len(find_norm("instance")(nn.Conv2d(3, CHANNELS, kernel_size=3))) == 2
 
 
+@pytest.mark.parametrize("channels", [4, 16, 32, 48])
+def test_group_norm_after_a_linear_layer_pools_enough_channels_to_say_something(channels: int) -> None:
+    # Of one value a norm leaves 0, whatever it was, and of two only a sign.
+    _, norm = find_norm("group")(nn.Linear(7, channels))
+    assert isinstance(norm, nn.GroupNorm)
+    assert channels // norm.num_groups >= 3
+    output = norm(torch.randn(8, channels, generator=torch.Generator().manual_seed(0)))
+    assert output.abs().unique().numel() > channels
+    _, after_convolution = find_norm("group")(nn.Conv2d(3, channels, kernel_size=3))
+    assert isinstance(after_convolution, nn.GroupNorm)
+    assert after_convolution.num_groups == min(channels, 16)
+
+
 def pools(name: str, output: Tensor) -> Tensor:
     """Arrange an output so that the values a norm pools lie along the last dimension."""
     if name in ("batch", "reference"):

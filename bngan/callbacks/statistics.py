@@ -51,6 +51,8 @@ class BatchNormStatistics(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: GAN, batch: object, batch_idx: int) -> None:
         due = (pl_module.iterations_done + 1) % self.every_n_iterations == 0
         if due and trainer.is_global_zero and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            if pl_module.compiled:  # a compiled network would be compiled anew to be looked into
+                self._recording.enter_context(torch.compiler.set_stance("force_eager"))
             self._seen = self._recording.enter_context(recorded_statistics(pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
