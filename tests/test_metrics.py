@@ -334,23 +334,23 @@ def test_chunks_of_distances_change_nothing() -> None:
 
 def test_two_blocks_of_distances_are_held_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, fakes, chunk = 210, 195, 20
-    cdist, blocks, most = torch.cdist, list[Callable[[], Tensor | None]](), 0
+    mm, blocks, most = torch.mm, list[Callable[[], Tensor | None]](), 0
 
-    def recorded(points: Tensor, others: Tensor) -> Tensor:
+    def recorded(left: Tensor, right: Tensor) -> Tensor:
         nonlocal most
-        distances = cdist(points, others)
+        distances = mm(left, right)
         assert distances.numel() <= chunk * rows
         blocks.append(weakref.ref(distances))
         most = max(most, sum(block() is not None for block in blocks))
         return distances
 
-    monkeypatch.setattr(torch, "cdist", recorded)
+    monkeypatch.setattr(torch, "mm", recorded)
     real, fake = clouds(Sizes(rows, fakes, 8))
     metric = Manifold(chunk=chunk)
     values_of(metric, real, fake)
     assert len(blocks) == 2 * math.ceil(rows / chunk) + math.ceil(fakes / chunk)
     assert most <= 2
-    held = list(metric._blocks(real, fake))
+    held = list(metric._squared_distances(real, fake))
     assert most == len(held) > 2, "blocks that are kept must be noticed"
     with pytest.raises(AssertionError):
         values_of(Manifold(chunk=chunk + 1), real, fake)

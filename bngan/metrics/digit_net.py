@@ -2,7 +2,9 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,4 +60,5 @@ def load_digit_net() -> DigitNet:
         raise ValueError(f"{WEIGHTS} is corrupt (SHA-256 {found}, expected {SHA256}); reinstall bngan")
     net = DigitNet()
     net.load_state_dict(load(content))
-    return net.eval().requires_grad_(False)
+    # With channels last a processor takes three quarters of the time.
+    return cast(Any, net).to(memory_format=torch.channels_last).eval().requires_grad_(False)
