@@ -37,6 +37,7 @@ from bngan.trainer_settings import as_list, check_trainer_settings
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
+GROUPS = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
 # Settings of the model that come from elsewhere, and where from.
 LINKED = {"image_shape": "data.image_shape", "seed": "seed_everything"}
 # Settings of the data that a checkpoint brings along; where the files lie depends on the machine.
@@ -105,6 +106,7 @@ class GanCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        refuse_whole_groups(self.arguments)
         self.contents = [read_config_file(path) for path in config_files(self.arguments)]
         # Lightning lets settings be read from any address that fsspec knows.
         set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
@@ -364,14 +366,29 @@ def make_folder(folder: Path) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror}; choose another --trainer.default_root_dir") from error
 
 
+def refuse_whole_groups(arguments: list[str]) -> None:
+    """Refuse settings that are given as a group, in which none could be told from those that a checkpoint brings along.
+
+    Raises:
+        ValueError: saying how to give them.
+    """
+    for argument in arguments:
+        if (option := argument.partition("=")[0].rstrip("+")) in [f"--{group}" for group in GROUPS]:
+            raise ValueError(
+                f"{option} is not taken as a whole; give settings one by one, {option}.NAME VALUE, or by --config FILE"
+            )
+
+
 def config_files(arguments: list[str]) -> Iterator[Path]:
-    """Yield the files named after --config or -c."""
+    """Yield the files named after --config or -c, to which a name may be joined."""
     for number, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
+        option, _, value = argument.partition("=")
+        if argument.startswith("-c"):
+            option, value = "-c", argument[2:].removeprefix("=")
         if option in ("--config", "-c"):
-            if not equals and number + 1 == len(arguments):
+            if not value and number + 1 == len(arguments):
                 raise ValueError("--config needs the name of a YAML file")
-            yield Path(value if equals else arguments[number + 1])
+            yield Path(value or arguments[number + 1])
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -390,11 +407,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not valid YAML{where}: {getattr(error, 'problem', error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} holds no settings; it should have lines such as 'model:' and '  g_lr: 0.001'")
-    groups = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
     for name in content:
-        if name not in (*groups, "seed_everything", "name", "ckpt_path", "verbose", "weights_only", "override"):
-            raise ValueError(f"--config {path}: unknown group {name!r}; choose from {', '.join(groups)}")
-        if name in groups and not isinstance(content[name], dict):
+        if name not in (*GROUPS, "seed_everything", "name", "ckpt_path", "verbose", "weights_only", "override"):
+            raise ValueError(f"--config {path}: unknown group {name!r}; choose from {', '.join(GROUPS)}")
+        if name in GROUPS and not isinstance(content[name], dict):
             raise ValueError(f"--config {path}: {name} should hold settings, not {content[name]!r}")
     return content
 
