@@ -115,6 +115,14 @@ def read_checkpoint(path: Path) -> dict:
     return content
 
 
+def config_beside(checkpoint: Path) -> Path | None:
+    """Return the config.yaml of the run in whose folder the checkpoint lies, or None if it lies in no run's."""
+    folder = checkpoint.resolve().parent
+    config = folder.parent / "config.yaml"
+    in_a_run = folder.name == "checkpoints" and (folder.parent / "run.json").is_file()
+    return config if in_a_run and config.is_file() else None
+
+
 def sample(
     checkpoint: Path,
     num: int,

@@ -31,8 +31,8 @@ from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
 from bngan.jobs import interrupted_run, join_job
-from bngan.sampling import check_networks, read_checkpoint
-from bngan.trainer_settings import as_list, check_trainer_settings
+from bngan.sampling import check_networks, config_beside, read_checkpoint
+from bngan.trainer_settings import PROFILERS, as_list, check_trainer_settings
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -49,6 +49,14 @@ RUN_KEPT: dict[str, set[str]] = {
     "batchnorm": set(),
     "metrics": set(),
     "checkpoint": set(),
+}
+# Settings of a run that may name code, and what they may say without doing so.
+CODELESS: dict[str, tuple[object, ...]] = {
+    "trainer.callbacks": (None, []),
+    "trainer.logger": (None, True, False, []),
+    "trainer.plugins": (None, []),
+    "trainer.profiler": (None, *PROFILERS),
+    "metrics.feature": ("digits", "inception"),
 }
 
 
@@ -150,9 +158,10 @@ class GanCLI(LightningCLI):
 
     def _run_settings(self, checkpoint: Path) -> dict[str, Any]:
         """Return the plain settings of the run that made the checkpoint, where none are given: it goes on as it was."""
-        path = checkpoint.resolve().parents[1] / "config.yaml"
-        if not path.is_file():
-            print(f"There is no {path}, so how long to train and what to log are as given or as by default.", flush=True)
+        path = config_beside(checkpoint)
+        if path is None:
+            lone = f"{checkpoint} lies in no run's folder, beside its config.yaml and run.json"
+            print(f"{lone}, so how long to train and what to log are as given or as by default.", flush=True)
             return {}
         record = read_config_file(path)
         found: dict[str, Any] = {}
@@ -160,9 +169,8 @@ class GanCLI(LightningCLI):
             taken = left | given_settings(self.arguments, self.contents, f"{group}.")
             found[group] = {name: value for name, value in record.get(group, {}).items() if name not in taken}
         # A folder from a stranger must not decide which code is run.
-        coded = {f"trainer.{name}": value for name, value in found["trainer"].items() if isinstance(value, dict | list)}
-        if found["metrics"].get("feature", "digits") not in ("digits", "inception"):
-            coded["metrics.feature"] = found["metrics"]["feature"]
+        settings = {f"{group}.{name}": value for group, values in found.items() for name, value in values.items()}
+        coded = [name for name, value in settings.items() if value not in CODELESS.get(name, (value,)) or name.count(".") > 1]
         if coded:
             raise ValueError(
                 f"{path} names code of its own; give these settings again, or null: --{', --'.join(sorted(coded))}"

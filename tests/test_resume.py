@@ -1,6 +1,7 @@
 """A run that was stopped anywhere and goes on ends as the one that was never stopped, to the last bit."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan.cli import main
+from bngan.sampling import config_beside
 from tests.conftest import REPOSITORY
 
 # Five iterations an epoch, four epochs, two validations.
@@ -229,3 +232,29 @@ def test_one_rank_goes_on_as_two_and_back(mnist_root: Path, tmp_path: Path) -> N
             for number, moments in mine["state"].items():
                 for name, value in moments.items():
                     torch.testing.assert_close(theirs["state"][number][name], value, rtol=0, atol=1e-9)
+
+
+def test_checkpoint_outside_a_run_takes_no_strangers_settings(
+    whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies two folders above a checkpoint is its run's only where that is a run's folder."""
+    alone = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    alone.parent.mkdir(parents=True)
+    run = runs(whole(*DIGITS))[-1]
+    shutil.copy(run / "checkpoints" / "last.ckpt", alone)
+    (tmp_path / "a" / "config.yaml").write_text("trainer: {max_epochs: 7}")
+    again = (f"--data.root={mnist_root}", "--metrics.num_samples=0", f"--ckpt_path={alone}", "--trainer.max_steps=20")
+    assert fit(tmp_path / "runs", *again) == 0
+    assert f"{alone} lies in no run's folder" in capsys.readouterr().out
+    shutil.copy(run / "run.json", tmp_path / "a")
+    assert fit(tmp_path / "runs", *again) == 0
+    assert "lies in no run's folder" not in capsys.readouterr().out
+    settings = [
+        yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] for folder in runs(tmp_path / "runs")
+    ]
+    assert settings == [20, 7]
+
+
+def test_checkpoint_at_the_root_of_the_disk_has_no_run() -> None:
+    assert config_beside(Path("/last.ckpt")) is None
+    assert config_beside(Path("/checkpoints/last.ckpt")) is None
