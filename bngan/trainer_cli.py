@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -38,17 +39,43 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
 GROUPS = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
-# Settings of the model that come from elsewhere, and where from.
-LINKED = {"image_shape": "data.image_shape", "seed": "seed_everything"}
-# Settings of the data that a checkpoint brings along; where the files lie depends on the machine.
-DATA_KEPT = ("name", "folder", "image_size", "channels", "batch_size")
-# Groups of settings that a run goes on with, and what of them depends on the machine.
-RUN_KEPT: dict[str, set[str]] = {
-    "trainer": {"accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"},
-    "images": set(),
-    "batchnorm": set(),
-    "metrics": set(),
-    "checkpoint": set(),
+
+
+class Kept(NamedTuple):
+    """What a run that goes on does with the settings of a group that it was begun with.
+
+    Attributes:
+        binding: they decide what training comes to or what is measured of it, so others are refused without --override.
+        left: they come from elsewhere or depend on the machine, so they are as given now. All others are as they were, or as
+            given now.
+    """
+
+    binding: Set[str] = frozenset()
+    left: Set[str] = frozenset()
+
+
+# By group, "" for settings in none. The run's config.yaml has those of trainer and below, the checkpoint itself the others.
+KEPT = {
+    "": Kept(binding={"seed_everything"}),
+    "model": Kept(binding=signature(GAN).parameters.keys(), left={"image_shape", "seed"}),
+    "data": Kept(
+        binding={"name", "image_size", "channels", "batch_size"},
+        left={"root", "num_workers", "in_memory_gb", "predict_samples", "seed", "updates_per_batch", "parts_per_update"},
+    ),
+    "trainer": Kept(
+        binding={"precision", "sync_batchnorm", "limit_train_batches", "limit_val_batches"},
+        left={"accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"},
+    ),
+    "images": Kept(),
+    "batchnorm": Kept(),
+    "metrics": Kept(binding={"num_samples", "feature", "seed"}),
+    "checkpoint": Kept(binding={"monitor", "mode"}),
+}
+# What else a value is written as; of limits 1 is not the same as 1.0.
+SAME: dict[str, dict[str, str]] = {
+    "trainer.precision": {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+    "trainer.limit_train_batches": {"None": "1.0"},
+    "trainer.limit_val_batches": {"None": "1.0"},
 }
 # Settings of a run that may name code, and what they may say without doing so.
 CODELESS: dict[str, tuple[object, ...]] = {
@@ -123,54 +150,68 @@ class GanCLI(LightningCLI):
             super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        """Take the model's settings from the checkpoint; refuse those on the command line that contradict it."""
+        """Take the settings of the checkpoint and of its run where none are given; refuse those that contradict it."""
         settings = self.config[self.config.subcommand]
+        fit = self.config.subcommand == "fit"
+        if settings.ckpt_path == "last":
+            settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
+        if fit and settings.ckpt_path is not None and "name" not in self._given(""):
+            config = config_beside(Path(settings.ckpt_path))
+            settings.name = settings.name if config is None else str(read_config_file(config).get("name", settings.name))
         self._find_interrupted_run()
-        path = settings.get("ckpt_path")
-        if path is None:
-            if self.config.subcommand != "fit":
+        if settings.ckpt_path is None:
+            if not fit:
                 raise ValueError(f"{self.config.subcommand} needs a checkpoint: add --ckpt_path RUN/checkpoints/best.ckpt")
             return
-        if path == "last":
-            path = settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
-        content = read_checkpoint(Path(path))
-        check_networks(Path(path), content)
-        saved, datas = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
+        path = Path(settings.ckpt_path)
+        content = read_checkpoint(path)
+        check_networks(path, content)
+        model = content["hyper_parameters"]
         self._saved_iteration = int(content["state_dict"]["iteration"])
-        self._saved_shape = tuple(saved["image_shape"])
-        model = {name: value for name, value in saved.items() if name not in LINKED}
-        data = {name: datas[name] for name in DATA_KEPT if name in datas}
-        seed = {"seed_everything": saved["seed"]}
-        for known, group, prefix in ((model, settings.model, "model."), (data, settings.data, "data."), (seed, settings, "")):
-            for name in given_settings(self.arguments, self.contents, prefix) & known.keys():
-                # Measuring may use other data, and pictures may have been moved.
-                moved = prefix == "data." and (self.config.subcommand != "fit" or name == "folder")
-                if group[name] != known[name] and not settings.override and not moved:
+        self._saved_shape = tuple(model["image_shape"])
+        self._saved_state = content["state_dict"]
+        data = content.get("datamodule_hyper_parameters", {})
+        data = {name: data[name] for name in signature(ImageDataModule).parameters if name in data}
+        found = {"": {"seed_everything": model["seed"]}, "model": model, "data": data}
+        if fit:
+            found |= self._run_settings(path)
+        for group, known in found.items():
+            prefix = f"{group}." if group else ""
+            found[group] = {name: value for name, value in known.items() if name not in KEPT[group].left}
+            for name in self._given(prefix) & found[group].keys():
+                saved, given = found[group].pop(name), settings[prefix + name]
+                # Measuring may use other data.
+                binding = name in KEPT[group].binding and (fit or group != "data")
+                if binding and not settings.override and not is_same(prefix + name, given, saved):
                     raise ValueError(
-                        f"--{prefix}{name} {group[name]} contradicts {path}, which has {known[name]}; leave it out, add "
+                        f"--{prefix}{name} {given} contradicts the run of {path}, which has {saved}; leave it out, add "
                         "--override to go on with it all the same, or start a new run"
                     )
-                del known[name]
-        run = self._run_settings(Path(path)) if self.config.subcommand == "fit" else {}
-        brought = {self.config.subcommand: {**run, "model": model, "data": data, **seed}}
-        self.config = self.parser.parse_object(brought, self.config)
-        self._saved_state = content["state_dict"]
+        self.config = self.parser.parse_object({self.config.subcommand: {**found.pop(""), **found}}, self.config)
 
-    def _run_settings(self, checkpoint: Path) -> dict[str, Any]:
-        """Return the plain settings of the run that made the checkpoint, where none are given: it goes on as it was."""
+    def _given(self, prefix: str) -> set[str]:
+        return given_settings(self.arguments, self.contents, prefix)
+
+    def _run_settings(self, checkpoint: Path) -> dict[str, dict[str, Any]]:
+        """Return the settings that the run which made the checkpoint has in its config.yaml alone, by group.
+
+        Raises:
+            ValueError: if any that is not given anew would run code.
+        """
         path = config_beside(checkpoint)
         if path is None:
             lone = f"{checkpoint} lies in no run's folder, beside its config.yaml and run.json"
             print(f"{lone}, so how long to train and what to log are as given or as by default.", flush=True)
             return {}
         record = read_config_file(path)
-        found: dict[str, Any] = {}
-        for group, left in RUN_KEPT.items():
-            taken = left | given_settings(self.arguments, self.contents, f"{group}.")
-            found[group] = {name: value for name, value in record.get(group, {}).items() if name not in taken}
+        found = {group: record[group] for group in KEPT if group in record and group not in ("model", "data")}
         # A folder from a stranger must not decide which code is run.
-        settings = {f"{group}.{name}": value for group, values in found.items() for name, value in values.items()}
-        coded = [name for name, value in settings.items() if value not in CODELESS.get(name, (value,)) or name.count(".") > 1]
+        coded = [
+            f"{group}.{name}"
+            for group, values in found.items()
+            for name in values.keys() - KEPT[group].left - self._given(f"{group}.")
+            if values[name] not in CODELESS.get(f"{group}.{name}", (values[name],)) or "." in str(name)
+        ]
         if coded:
             raise ValueError(
                 f"{path} names code of its own; give these settings again, or null: --{', --'.join(sorted(coded))}"
@@ -445,6 +486,14 @@ def check_weights(gan: GAN, state: dict[str, torch.Tensor]) -> None:
                 f"the settings build {name} as {shapes.get(name, 'nothing')} and the checkpoint has "
                 f"{saved.get(name, 'nothing')}: networks cannot be changed by --override; start a new run"
             )
+
+
+def is_same(name: str, given: Any, saved: Any) -> bool:
+    """Tell whether two values of a setting mean the same."""
+    if name not in SAME:
+        return given == saved
+    one, other = (SAME[name].get(str(value), str(value)) for value in (given, saved))
+    return one == other
 
 
 def git_commit() -> str | None:

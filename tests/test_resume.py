@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bngan.cli import main
 from bngan.sampling import config_beside
+from bngan.trainer_cli import KEPT
 from tests.conftest import REPOSITORY
 
 # Five iterations an epoch, four epochs, two validations.
@@ -48,6 +49,11 @@ def runs(folder: Path) -> list[Path]:
 
 def last(folder: Path) -> dict[str, Any]:
     return torch.load(runs(folder)[-1] / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return the settings of the newest run."""
+    return yaml.safe_load((runs(folder)[-1] / "config.yaml").read_text())
 
 
 def series(folder: Path) -> Series:
@@ -258,3 +264,98 @@ def test_checkpoint_outside_a_run_takes_no_strangers_settings(
 def test_checkpoint_at_the_root_of_the_disk_has_no_run() -> None:
     assert config_beside(Path("/last.ckpt")) is None
     assert config_beside(Path("/checkpoints/last.ckpt")) is None
+
+
+# What decides the result of a run, and its value in a run that was begun with DIGITS.
+BINDING = {
+    "trainer.precision": ("bf16-mixed", "None"),
+    "trainer.sync_batchnorm": ("false", "True"),
+    "trainer.limit_train_batches": ("4", "5"),
+    "trainer.limit_val_batches": ("3.0", "3"),
+    "metrics.num_samples": ("201", "200"),
+    "metrics.feature": ("inception", "digits"),
+    "metrics.seed": ("1", "0"),
+    "checkpoint.monitor": ("val/kid", "val/fid"),
+    "checkpoint.mode": ("max", "min"),
+}
+# What does not: the length, when to validate, log, draw and save, the machine, and what looks on.
+FREE = (
+    *(
+        "--trainer.max_epochs=5",
+        "--trainer.max_steps=21",
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.val_check_interval=2",
+    ),
+    *("--trainer.log_every_n_steps=3", "--images.every_n_iterations=7", "--images.num_samples=4", "--images.seed=2"),
+    *("--batchnorm.every_n_iterations=3", "--batchnorm.histograms=false", "--checkpoint.every_n_iterations=2"),
+    *("--metrics.chunk=100", "--data.eval_batch_size=100", "--data.num_workers=0", "--trainer.devices=1"),
+    *("--trainer.callbacks=ModelSummary", "--trainer.profiler=simple", "--trainer.max_time=00:01:00:00", "--name=other"),
+    # The same in other words is no contradiction.
+    *(
+        "--trainer.precision=32-true",
+        "--metrics.num_samples=200",
+        "--trainer.limit_train_batches=5",
+        "--model.loss=relativistic",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", BINDING)
+def test_setting_that_decides_the_result_is_not_changed_unasked(
+    name: str, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, saved = BINDING[name]
+    last_checkpoint = runs(whole(*DIGITS))[-1] / "checkpoints" / "last.ckpt"
+    again = (f"--data.root={mnist_root}", f"--ckpt_path={last_checkpoint}", f"--{name}={given}")
+    assert fit(tmp_path, *again) == 2
+    answer = capsys.readouterr().err
+    assert f"--{name} " in answer
+    assert f"which has {saved};" in answer
+    assert "--override" in answer
+    assert not runs(tmp_path)
+    if given == "inception":
+        return  # which would be downloaded
+    assert fit(tmp_path, *again, "--override", "--trainer.max_steps=21", "--trainer.max_epochs=5") == 0
+    group, _, setting = name.partition(".")
+    assert str(recorded(tmp_path)[group][setting]).lower() == given
+
+
+def test_what_does_not_decide_the_result_is_changed_freely(
+    whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
+) -> None:
+    last_checkpoint = runs(whole(*DIGITS))[-1] / "checkpoints" / "last.ckpt"
+    assert fit(tmp_path, f"--data.root={mnist_root}", f"--ckpt_path={last_checkpoint}", *FREE) == 0
+    settings = recorded(tmp_path)
+    for flag in FREE:
+        name, _, value = flag.removeprefix("--").partition("=")
+        found: Any = settings
+        for part in name.split("."):
+            found = found[part]
+        assert str(found).lower() == value or name == "trainer.callbacks", name
+
+
+def test_run_keeps_its_name_and_its_batches_of_evaluation(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = f"--data.root={mnist_root}"
+    begun = (*DIGITS, "--metrics.num_samples=0", "--data.eval_batch_size=40")
+    assert main(["fit", *begun, data, "--trainer.max_steps=2", "--name=foo"]) == 0
+    (folder,) = Path("runs/foo").iterdir()
+    assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt", data, "--trainer.max_steps=3"]) == 0
+    assert main(["fit", "--ckpt_path=last", "--name=foo", data, "--trainer.max_steps=4"]) == 0
+    assert len(list(Path("runs/foo").iterdir())) == 3
+    assert recorded(Path("runs"))["data"]["eval_batch_size"] == 40
+    assert int(last(Path("runs"))["state_dict"]["iteration"]) == 4
+    newest = runs(Path("runs"))[-1] / "checkpoints" / "last.ckpt"
+    assert main(["fit", f"--ckpt_path={newest}", "--name=bar", data, "--trainer.max_steps=5", "--data.eval_batch_size=50"]) == 0
+    assert len(list(Path("runs/bar").iterdir())) == 1
+    assert recorded(Path("runs"))["data"]["eval_batch_size"] == 50
+
+
+def test_readme_names_what_a_run_does_not_change_unasked() -> None:
+    told = (REPOSITORY / "README.md").read_text().partition("## Stop and go on")[2].partition("##")[0]
+    for group, kept in KEPT.items():
+        if group != "model":
+            assert all(f"`{f'{group}.' if group else ''}{name}`" in told for name in kept.binding), group
+    assert "all of `model`" in told
