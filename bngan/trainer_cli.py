@@ -166,10 +166,13 @@ class GanCLI(LightningCLI):
         path = Path(settings.ckpt_path)
         content = read_checkpoint(path)
         check_networks(path, content)
+        if fit:
+            check_training(path, content)
         model = content["hyper_parameters"]
         self._saved_iteration = int(content["state_dict"]["iteration"])
         self._saved_shape = tuple(model["image_shape"])
         self._saved_state = content["state_dict"]
+        # What else a stranger's checkpoint holds there is no setting.
         data = content.get("datamodule_hyper_parameters", {})
         data = {name: data[name] for name in signature(ImageDataModule).parameters if name in data}
         found = {"": {"seed_everything": model["seed"]}, "model": model, "data": data}
@@ -470,6 +473,30 @@ def given_settings(arguments: list[str], contents: list[dict[str, Any]], prefix:
     for content in contents:
         found |= (content.get(prefix.removesuffix("."), {}) if prefix else content).keys()
     return found
+
+
+def check_training(checkpoint: Path, content: dict[str, Any]) -> None:
+    """Refuse a checkpoint that has the networks but not all that their training needs to go on: the Trainer would not say so.
+
+    Raises:
+        ValueError: saying what is missing.
+    """
+    iteration, loops, optimizers = (
+        int(content["state_dict"]["iteration"]),
+        content.get("loops"),
+        content.get("optimizer_states"),
+    )
+    if not isinstance(loops, dict) or not isinstance(loops.get("fit_loop"), dict):
+        reason = "it does not say how far its epoch was (loops)"
+    elif not isinstance(optimizers, list) or len(optimizers) != 2:
+        reason = f"it has the states of {len(optimizers) if isinstance(optimizers, list) else 0} optimizers, not of 2"
+    elif not all(isinstance(state, dict) and state.get("param_groups") and state.get("state") for state in optimizers):
+        reason = "one of its optimizers' states is empty"
+    elif content.get("global_step") != iteration:
+        reason = f"its networks are of iteration {iteration}, and the rest of it of {content.get('global_step')}"
+    else:
+        return
+    raise ValueError(f"{checkpoint} is damaged, and training cannot go on from it: {reason}; use another one")
 
 
 def check_weights(gan: GAN, state: dict[str, torch.Tensor]) -> None:

@@ -266,6 +266,43 @@ def test_checkpoint_at_the_root_of_the_disk_has_no_run() -> None:
     assert config_beside(Path("/checkpoints/last.ckpt")) is None
 
 
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "no loops": ({"loops": None}, "loops"),
+    "no loop of training": ({"loops": {"validate_loop": {}}}, "loops"),
+    "no optimizers": ({"optimizer_states": None}, "0 optimizers, not of 2"),
+    "no states of optimizers": ({"optimizer_states": []}, "0 optimizers, not of 2"),
+    "one optimizer": ({"optimizer_states": [{}]}, "1 optimizers, not of 2"),
+    "empty optimizers": ({"optimizer_states": [{}, {}]}, "empty"),
+    "another iteration": ({"global_step": 19}, "iteration 20, and the rest of it of 19"),
+    "no iteration": ({"global_step": None}, "iteration 20, and the rest of it of None"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_checkpoint_of_half_a_run_is_for_measuring_alone(
+    case: str, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, words = DAMAGED[case]
+    content = {**last(whole(*DIGITS)), **changes}
+    half = tmp_path / "half.ckpt"
+    torch.save({name: value for name, value in content.items() if value is not None}, half)
+    again = (f"--data.root={mnist_root}", f"--ckpt_path={half}", "--trainer.max_steps=22", "--metrics.num_samples=0")
+    for more in ((), ("--override",)):
+        assert fit(tmp_path / "runs", *again, *more) == 2
+        answer = capsys.readouterr().err
+        assert f"{half} is damaged" in answer
+        assert words in answer
+        assert len(answer.strip().splitlines()) <= 2
+    assert not runs(tmp_path / "runs")
+    measuring = (
+        "--trainer.limit_val_batches=1",
+        "--trainer.accelerator=cpu",
+        f"--trainer.default_root_dir={tmp_path / 'runs'}",
+    )
+    assert main(["validate", *again[:2], "--metrics.num_samples=0", *measuring]) == 0
+    assert main(["sample", str(half), f"--output={tmp_path / 'samples.png'}"]) == 0
+
+
 # What decides the result of a run, and its value in a run that was begun with DIGITS.
 BINDING = {
     "trainer.precision": ("bf16-mixed", "None"),
