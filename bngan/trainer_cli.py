@@ -32,7 +32,7 @@ from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
 from bngan.jobs import interrupted_run, join_job
-from bngan.sampling import check_networks, config_beside, read_checkpoint
+from bngan.sampling import check_networks, config_beside, other_shape, read_checkpoint
 from bngan.trainer_settings import PROFILERS, as_list, check_trainer_settings
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -252,8 +252,8 @@ class GanCLI(LightningCLI):
                 f"the checkpoint makes images of shape {saved_shape}, but the data has {self.model.image_shape}; give the "
                 "--data settings that it was trained with"
             )
-        if hasattr(self, "_saved_state"):
-            check_weights(self.model, self._saved_state)
+        if hasattr(self, "_saved_state") and (odd := other_shape(self.model.state_dict(), self._saved_state)):
+            raise ValueError(f"{odd}: networks cannot be changed by --override; start a new run")
         settings = self.config_init[str(self.subcommand)].trainer
         if settings.logger is not False:
             # What the folder holds of iterations that are now done again must not be shown beside them.
@@ -497,22 +497,6 @@ def check_training(checkpoint: Path, content: dict[str, Any]) -> None:
     else:
         return
     raise ValueError(f"{checkpoint} is damaged, and training cannot go on from it: {reason}; use another one")
-
-
-def check_weights(gan: GAN, state: dict[str, torch.Tensor]) -> None:
-    """Refuse a checkpoint's weights that do not fit the networks.
-
-    Raises:
-        ValueError: saying which.
-    """
-    shapes = {name: tuple(value.shape) for name, value in gan.state_dict().items()}
-    saved = {name: tuple(value.shape) for name, value in state.items()}
-    for name in shapes.keys() | saved.keys():
-        if shapes.get(name) != saved.get(name):
-            raise ValueError(
-                f"the settings build {name} as {shapes.get(name, 'nothing')} and the checkpoint has "
-                f"{saved.get(name, 'nothing')}: networks cannot be changed by --override; start a new run"
-            )
 
 
 def is_same(name: str, given: Any, saved: Any) -> bool:
