@@ -172,7 +172,7 @@ class GanCLI(LightningCLI):
         self._saved_iteration = int(content["state_dict"]["iteration"])
         self._saved_shape = tuple(model["image_shape"])
         self._saved_state = content["state_dict"]
-        # What else a stranger's checkpoint holds there is no setting.
+        # Whatever else a stranger's checkpoint has there is left where it is.
         data = content.get("datamodule_hyper_parameters", {})
         data = {name: data[name] for name in signature(ImageDataModule).parameters if name in data}
         found = {"": {"seed_everything": model["seed"]}, "model": model, "data": data}
@@ -481,11 +481,8 @@ def check_training(checkpoint: Path, content: dict[str, Any]) -> None:
     Raises:
         ValueError: saying what is missing.
     """
-    iteration, loops, optimizers = (
-        int(content["state_dict"]["iteration"]),
-        content.get("loops"),
-        content.get("optimizer_states"),
-    )
+    iteration = int(content["state_dict"]["iteration"])
+    loops, optimizers = content.get("loops"), content.get("optimizer_states")
     if not isinstance(loops, dict) or not isinstance(loops.get("fit_loop"), dict):
         reason = "it does not say how far its epoch was (loops)"
     elif not isinstance(optimizers, list) or len(optimizers) != 2:

@@ -390,6 +390,23 @@ def test_run_keeps_its_name_and_its_batches_of_evaluation(
     assert recorded(Path("runs"))["data"]["eval_batch_size"] == 50
 
 
+def test_job_that_is_started_again_finds_the_run_whose_name_it_kept(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = ("fit", *DIGITS, "--metrics.num_samples=0", f"--data.root={mnist_root}")
+    assert main([*begun, "--trainer.max_steps=2", "--name=foo"]) == 0
+    (folder,) = Path("runs/foo").iterdir()
+    again = [*begun, "--trainer.max_steps=3", f"--ckpt_path={folder}/checkpoints/last.ckpt"]
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert main(again) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "its run goes on from iteration 3" in capsys.readouterr().out
+    assert len(list(Path("runs/foo").iterdir())) == 2
+
+
 def test_readme_names_what_a_run_does_not_change_unasked() -> None:
     told = (REPOSITORY / "README.md").read_text().partition("## Stop and go on")[2].partition("##")[0]
     for group, kept in KEPT.items():
