@@ -28,7 +28,7 @@ from bngan.data import ImageDataModule
 from bngan.data.loader import to_unit_range
 from bngan.gan import GAN
 from bngan.norms import BATCH_COUPLED
-from bngan.sampling import build_gan, read_checkpoint
+from bngan.sampling import build_gan, config_beside, read_checkpoint
 
 EPS_LIMIT = 0.01
 EPS_SHARE = 0.1
@@ -108,7 +108,7 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
     content = read_checkpoint(path)
     gan = build_gan(path, content)
     data = content.get("datamodule_hyper_parameters", {})
-    trainer = _trainer_settings(path.resolve().parent.parent / "config.yaml")
+    trainer = _trainer_settings(config_beside(path))
     real_images = _real_images(path, data, root, gan.image_shape)
     findings = [
         *examine_settings(content["hyper_parameters"], data, trainer),
@@ -142,9 +142,9 @@ def _recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     return checked["model"], checked["data"], trainer
 
 
-def _trainer_settings(config: Path) -> dict[str, Any]:
+def _trainer_settings(config: Path | None) -> dict[str, Any]:
     """Return what a run's config.yaml tells of the Trainer, nothing where it is not there."""
-    if not config.is_file():
+    if config is None:
         return {}
     try:
         content = yaml.safe_load(config.read_text())

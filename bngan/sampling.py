@@ -79,11 +79,9 @@ def check_networks(checkpoint: Path, content: dict) -> None:
         with torch.device("meta"):
             expected = GAN(**content["hyper_parameters"]).state_dict()
         found = content["state_dict"]
-        if odd := sorted(expected.keys() ^ found.keys()):
-            raise ValueError(f"{odd[0]} is in one of them alone")
+        if odd := other_shape(expected, found):
+            raise ValueError(odd)
         for name, value in expected.items():
-            if found[name].shape != value.shape:
-                raise ValueError(f"{name} should be {tuple(value.shape)} and is {tuple(found[name].shape)}")
             # A file of kilobytes can hold one number and the claim that it is a thousand billion.
             if found[name].untyped_storage().nbytes() < value.numel():
                 raise ValueError(f"{name} holds less than its shape says")
@@ -92,6 +90,15 @@ def check_networks(checkpoint: Path, content: dict) -> None:
     except Exception as error:  # a stranger's settings may be anything, and fail anywhere
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
+
+
+def other_shape(built: dict[str, Tensor], saved: dict[str, Tensor]) -> str | None:
+    """Return in words the first weights whose shape is not the same in both, or None."""
+    for name in sorted(built.keys() | saved.keys()):
+        one, other = (tuple(state[name].shape) if name in state else "nothing" for state in (built, saved))
+        if one != other:
+            return f"the settings build {name} as {one} and the checkpoint has {other}"
+    return None
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -113,6 +120,14 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(content.get("datamodule_hyper_parameters", {}), dict):
         raise ValueError(f"{path} is damaged: its data's settings are {content['datamodule_hyper_parameters']!r}")
     return content
+
+
+def config_beside(checkpoint: Path) -> Path | None:
+    """Return the config.yaml of the run in whose folder the checkpoint lies, or None if it lies in no run's."""
+    folder = checkpoint.resolve().parent
+    config = folder.parent / "config.yaml"
+    in_a_run = folder.name == "checkpoints" and (folder.parent / "run.json").is_file()
+    return config if in_a_run and config.is_file() else None
 
 
 def sample(

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -33,23 +34,58 @@ from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
 from bngan.jobs import interrupted_run, join_job
-from bngan.sampling import check_networks, read_checkpoint
-from bngan.trainer_settings import as_list, check_trainer_settings
+from bngan.sampling import check_networks, config_beside, other_shape, read_checkpoint
+from bngan.trainer_settings import PROFILERS, as_list, check_trainer_settings
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
-# Settings of the model that come from elsewhere, and where from.
-LINKED = {"image_shape": "data.image_shape", "seed": "seed_everything"}
-# Settings of the data that a checkpoint brings along; where the files lie depends on the machine.
-DATA_KEPT = ("name", "folder", "image_size", "channels", "batch_size")
-# Groups of settings that a run goes on with, and what of them depends on the machine.
-RUN_KEPT: dict[str, set[str]] = {
-    "trainer": {"accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"},
-    "images": set(),
-    "batchnorm": set(),
-    "metrics": set(),
-    "checkpoint": set(),
+GROUPS = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
+
+
+class Kept(NamedTuple):
+    """What a run that goes on does with the settings of a group that it was begun with.
+
+    Attributes:
+        binding: they decide what training comes to or what is measured of it, so others are refused without --override.
+        left: they come from elsewhere or depend on the machine, so they are as given now. All others are as they were, or as
+            given now.
+    """
+
+    binding: Set[str] = frozenset()
+    left: Set[str] = frozenset()
+
+
+# By group, "" for settings in none. The run's config.yaml has those of trainer and below, the checkpoint itself the others.
+KEPT = {
+    "": Kept(binding={"seed_everything"}),
+    "model": Kept(binding=signature(GAN).parameters.keys(), left={"image_shape", "seed"}),
+    "data": Kept(
+        binding={"name", "image_size", "channels", "batch_size"},
+        left={"root", "num_workers", "in_memory_gb", "predict_samples", "seed", "updates_per_batch", "parts_per_update"},
+    ),
+    "trainer": Kept(
+        binding={"precision", "sync_batchnorm", "limit_train_batches", "limit_val_batches"},
+        left={"accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"},
+    ),
+    "images": Kept(),
+    "batchnorm": Kept(),
+    "metrics": Kept(binding={"num_samples", "feature", "seed"}),
+    "checkpoint": Kept(binding={"monitor", "mode"}),
+}
+# What else a value is written as; of limits 1 is not the same as 1.0.
+SAME: dict[str, dict[str, str]] = {
+    "trainer.precision": {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+    "trainer.limit_train_batches": {"None": "1.0"},
+    "trainer.limit_val_batches": {"None": "1.0"},
+}
+# Settings of a run that may name code, and what they may say without doing so.
+CODELESS: dict[str, tuple[object, ...]] = {
+    "trainer.callbacks": (None, []),
+    "trainer.logger": (None, True, False, []),
+    "trainer.plugins": (None, []),
+    "trainer.profiler": (None, *PROFILERS),
+    "metrics.feature": ("digits", "inception"),
 }
 
 
@@ -107,6 +143,7 @@ class GanCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        refuse_whole_groups(self.arguments)
         self.contents = [read_config_file(path) for path in config_files(self.arguments)]
         # Lightning lets settings be read from any address that fsspec knows.
         set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
@@ -115,54 +152,71 @@ class GanCLI(LightningCLI):
             super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        """Take the model's settings from the checkpoint; refuse those on the command line that contradict it."""
+        """Take the settings of the checkpoint and of its run where none are given; refuse those that contradict it."""
         settings = self.config[self.config.subcommand]
+        fit = self.config.subcommand == "fit"
+        if settings.ckpt_path == "last":
+            settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
+        if fit and settings.ckpt_path is not None and "name" not in self._given(""):
+            config = config_beside(Path(settings.ckpt_path))
+            settings.name = settings.name if config is None else str(read_config_file(config).get("name", settings.name))
         self._find_interrupted_run()
-        path = settings.get("ckpt_path")
-        if path is None:
-            if self.config.subcommand != "fit":
+        if settings.ckpt_path is None:
+            if not fit:
                 raise ValueError(f"{self.config.subcommand} needs a checkpoint: add --ckpt_path RUN/checkpoints/best.ckpt")
             return
-        if path == "last":
-            path = settings.ckpt_path = str(newest_checkpoint(Path(settings.trainer.default_root_dir or "runs"), settings.name))
-        content = read_checkpoint(Path(path))
-        check_networks(Path(path), content)
-        saved, datas = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
+        path = Path(settings.ckpt_path)
+        content = read_checkpoint(path)
+        check_networks(path, content)
+        if fit:
+            check_training(path, content)
+        model = content["hyper_parameters"]
         self._saved_iteration = int(content["state_dict"]["iteration"])
-        self._saved_shape = tuple(saved["image_shape"])
-        model = {name: value for name, value in saved.items() if name not in LINKED}
-        data = {name: datas[name] for name in DATA_KEPT if name in datas}
-        seed = {"seed_everything": saved["seed"]}
-        for known, group, prefix in ((model, settings.model, "model."), (data, settings.data, "data."), (seed, settings, "")):
-            for name in given_settings(self.arguments, self.contents, prefix) & known.keys():
-                # Measuring may use other data, and pictures may have been moved.
-                moved = prefix == "data." and (self.config.subcommand != "fit" or name == "folder")
-                if group[name] != known[name] and not settings.override and not moved:
+        self._saved_shape = tuple(model["image_shape"])
+        self._saved_state = content["state_dict"]
+        # Whatever else a stranger's checkpoint has there is left where it is.
+        data = content.get("datamodule_hyper_parameters", {})
+        data = {name: data[name] for name in signature(ImageDataModule).parameters if name in data}
+        found = {"": {"seed_everything": model["seed"]}, "model": model, "data": data}
+        if fit:
+            found |= self._run_settings(path)
+        for group, known in found.items():
+            prefix = f"{group}." if group else ""
+            found[group] = {name: value for name, value in known.items() if name not in KEPT[group].left}
+            for name in self._given(prefix) & found[group].keys():
+                saved, given = found[group].pop(name), settings[prefix + name]
+                # Measuring may use other data.
+                binding = name in KEPT[group].binding and (fit or group != "data")
+                if binding and not settings.override and not is_same(prefix + name, given, saved):
                     raise ValueError(
-                        f"--{prefix}{name} {group[name]} contradicts {path}, which has {known[name]}; leave it out, add "
+                        f"--{prefix}{name} {given} contradicts the run of {path}, which has {saved}; leave it out, add "
                         "--override to go on with it all the same, or start a new run"
                     )
-                del known[name]
-        run = self._run_settings(Path(path)) if self.config.subcommand == "fit" else {}
-        brought = {self.config.subcommand: {**run, "model": model, "data": data, **seed}}
-        self.config = self.parser.parse_object(brought, self.config)
-        self._saved_state = content["state_dict"]
+        self.config = self.parser.parse_object({self.config.subcommand: {**found.pop(""), **found}}, self.config)
 
-    def _run_settings(self, checkpoint: Path) -> dict[str, Any]:
-        """Return the plain settings of the run that made the checkpoint, where none are given: it goes on as it was."""
-        path = checkpoint.resolve().parents[1] / "config.yaml"
-        if not path.is_file():
-            print(f"There is no {path}, so how long to train and what to log are as given or as by default.", flush=True)
+    def _given(self, prefix: str) -> set[str]:
+        return given_settings(self.arguments, self.contents, prefix)
+
+    def _run_settings(self, checkpoint: Path) -> dict[str, dict[str, Any]]:
+        """Return the settings that the run which made the checkpoint has in its config.yaml alone, by group.
+
+        Raises:
+            ValueError: if any that is not given anew would run code.
+        """
+        path = config_beside(checkpoint)
+        if path is None:
+            lone = f"{checkpoint} lies in no run's folder, beside its config.yaml and run.json"
+            print(f"{lone}, so how long to train and what to log are as given or as by default.", flush=True)
             return {}
         record = read_config_file(path)
-        found: dict[str, Any] = {}
-        for group, left in RUN_KEPT.items():
-            taken = left | given_settings(self.arguments, self.contents, f"{group}.")
-            found[group] = {name: value for name, value in record.get(group, {}).items() if name not in taken}
+        found = {group: record[group] for group in KEPT if group in record and group not in ("model", "data")}
         # A folder from a stranger must not decide which code is run.
-        coded = {f"trainer.{name}": value for name, value in found["trainer"].items() if isinstance(value, dict | list)}
-        if found["metrics"].get("feature", "digits") not in ("digits", "inception"):
-            coded["metrics.feature"] = found["metrics"]["feature"]
+        coded = [
+            f"{group}.{name}"
+            for group, values in found.items()
+            for name in values.keys() - KEPT[group].left - self._given(f"{group}.")
+            if values[name] not in CODELESS.get(f"{group}.{name}", (values[name],)) or "." in str(name)
+        ]
         if coded:
             raise ValueError(
                 f"{path} names code of its own; give these settings again, or null: --{', --'.join(sorted(coded))}"
@@ -200,8 +254,8 @@ class GanCLI(LightningCLI):
                 f"the checkpoint makes images of shape {saved_shape}, but the data has {self.model.image_shape}; give the "
                 "--data settings that it was trained with"
             )
-        if hasattr(self, "_saved_state"):
-            check_weights(self.model, self._saved_state)
+        if hasattr(self, "_saved_state") and (odd := other_shape(self.model.state_dict(), self._saved_state)):
+            raise ValueError(f"{odd}: networks cannot be changed by --override; start a new run")
         settings = self.config_init[str(self.subcommand)].trainer
         if settings.logger is not False:
             # What the folder holds of iterations that are now done again must not be shown beside them.
@@ -394,14 +448,29 @@ def make_folder(folder: Path) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror}; choose another --trainer.default_root_dir") from error
 
 
+def refuse_whole_groups(arguments: list[str]) -> None:
+    """Refuse settings that are given as a group, in which none could be told from those that a checkpoint brings along.
+
+    Raises:
+        ValueError: saying how to give them.
+    """
+    for argument in arguments:
+        if (option := argument.partition("=")[0].rstrip("+")) in [f"--{group}" for group in GROUPS]:
+            raise ValueError(
+                f"{option} is not taken as a whole; give settings one by one, {option}.NAME VALUE, or by --config FILE"
+            )
+
+
 def config_files(arguments: list[str]) -> Iterator[Path]:
-    """Yield the files named after --config or -c."""
+    """Yield the files named after --config or -c, to which a name may be joined."""
     for number, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
+        option, _, value = argument.partition("=")
+        if argument.startswith("-c"):
+            option, value = "-c", argument[2:].removeprefix("=")
         if option in ("--config", "-c"):
-            if not equals and number + 1 == len(arguments):
+            if not value and number + 1 == len(arguments):
                 raise ValueError("--config needs the name of a YAML file")
-            yield Path(value if equals else arguments[number + 1])
+            yield Path(value or arguments[number + 1])
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -420,11 +489,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not valid YAML{where}: {getattr(error, 'problem', error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} holds no settings; it should have lines such as 'model:' and '  g_lr: 0.001'")
-    groups = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
     for name in content:
-        if name not in (*groups, "seed_everything", "name", "ckpt_path", "verbose", "weights_only", "override"):
-            raise ValueError(f"--config {path}: unknown group {name!r}; choose from {', '.join(groups)}")
-        if name in groups and not isinstance(content[name], dict):
+        if name not in (*GROUPS, "seed_everything", "name", "ckpt_path", "verbose", "weights_only", "override"):
+            raise ValueError(f"--config {path}: unknown group {name!r}; choose from {', '.join(GROUPS)}")
+        if name in GROUPS and not isinstance(content[name], dict):
             raise ValueError(f"--config {path}: {name} should hold settings, not {content[name]!r}")
     return content
 
@@ -437,20 +505,33 @@ def given_settings(arguments: list[str], contents: list[dict[str, Any]], prefix:
     return found
 
 
-def check_weights(gan: GAN, state: dict[str, torch.Tensor]) -> None:
-    """Refuse a checkpoint's weights that do not fit the networks.
+def check_training(checkpoint: Path, content: dict[str, Any]) -> None:
+    """Refuse a checkpoint that has the networks but not all that their training needs to go on: the Trainer would not say so.
 
     Raises:
-        ValueError: saying which.
+        ValueError: saying what is missing.
     """
-    shapes = {name: tuple(value.shape) for name, value in gan.state_dict().items()}
-    saved = {name: tuple(value.shape) for name, value in state.items()}
-    for name in shapes.keys() | saved.keys():
-        if shapes.get(name) != saved.get(name):
-            raise ValueError(
-                f"the settings build {name} as {shapes.get(name, 'nothing')} and the checkpoint has "
-                f"{saved.get(name, 'nothing')}: networks cannot be changed by --override; start a new run"
-            )
+    iteration = int(content["state_dict"]["iteration"])
+    loops, optimizers = content.get("loops"), content.get("optimizer_states")
+    if not isinstance(loops, dict) or not isinstance(loops.get("fit_loop"), dict):
+        reason = "it does not say how far its epoch was (loops)"
+    elif not isinstance(optimizers, list) or len(optimizers) != 2:
+        reason = f"it has the states of {len(optimizers) if isinstance(optimizers, list) else 0} optimizers, not of 2"
+    elif not all(isinstance(state, dict) and state.get("param_groups") and state.get("state") for state in optimizers):
+        reason = "one of its optimizers' states is empty"
+    elif content.get("global_step") != iteration:
+        reason = f"its networks are of iteration {iteration}, and the rest of it of {content.get('global_step')}"
+    else:
+        return
+    raise ValueError(f"{checkpoint} is damaged, and training cannot go on from it: {reason}; use another one")
+
+
+def is_same(name: str, given: Any, saved: Any) -> bool:
+    """Tell whether two values of a setting mean the same."""
+    if name not in SAME:
+        return given == saved
+    one, other = (SAME[name].get(str(value), str(value)) for value in (given, saved))
+    return one == other
 
 
 def git_commit() -> str | None:

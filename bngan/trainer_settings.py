@@ -137,6 +137,11 @@ def _check_length(trainer: Namespace) -> None:
         )
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
         raise ValueError(f"--trainer.log_every_n_steps must be at least 0, got {trainer.log_every_n_steps}")
+    if not isinstance(trainer.val_check_interval, int | float | None):
+        raise ValueError(
+            f"--trainer.val_check_interval {trainer.val_check_interval} would be told by each device's own clock, and they "
+            "would wait for one another; give a number of batches, or a share of an epoch such as 0.5"
+        )
 
 
 def _check_devices(accelerator: Any, devices: Any) -> bool:

@@ -89,6 +89,12 @@ CASES = {
     "unknown flag": ((*FIT, "--model.learning_rate=1"), no_files, ("model.learning_rate", "--help")),
     "abbreviated flag": ((*FIT, "--trainer.max_epoch=1"), no_files, ("trainer.max_epoch",)),
     "unknown group": ((*FIT, "--modle.g_lr=1"), no_files, ("modle.g_lr",)),
+    **{
+        f"{group} as a whole": ((*FIT, f"--{group}", "{}"), no_files, (f"--{group}.NAME", "one by one", "--config"))
+        for group in ("model", "data", "trainer", "images", "batchnorm", "metrics", "progress", "checkpoint")
+    },
+    "group as a whole in one word": (("test", "--data={batch_size: 64}"), no_files, ("--data.NAME", "one by one", "--config")),
+    "group as a file of its own": ((*FIT, "--model", "a.yaml"), wrote("a.yaml", "g_lr: 1"), ("--model.NAME", "--config")),
     "stray word": ((*FIT, "quickly"), no_files, ("quickly",)),
     "float expected": ((*FIT, "--model.g_lr=fast"), no_files, ("--model.g_lr", "float", "fast")),
     "int expected": ((*FIT, "--model.n_critic=1.5"), no_files, ("--model.n_critic", "int", "1.5")),
@@ -159,6 +165,7 @@ CASES = {
     "name that is no folder name": ((*FIT, "--name=../up"), no_files, ("../up", "letters")),
     "config missing": ((*FIT, "--config=gone.yaml"), no_files, ("gone.yaml",)),
     "config without a name": (("fit", "--config"), no_files, ("--config", "YAML")),
+    "config missing, joined to its flag": ((*FIT, "-cgone.yaml"), no_files, ("gone.yaml", "YAML")),
     "config not YAML": ((*FIT, "--config=a.yaml"), wrote("a.yaml", "model: [1"), ("a.yaml", "YAML", "line")),
     "config not text": ((*FIT, "--config=a.yaml"), wrote("a.yaml", bytes(range(128, 256))), ("a.yaml", "YAML")),
     "config empty": ((*FIT, "--config=a.yaml"), wrote("a.yaml", ""), ("a.yaml", "no settings")),

@@ -358,15 +358,19 @@ def test_settings_that_contradict_the_checkpoint_are_refused(
     monkeypatch.chdir(tmp_path)
     where = (f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}", f"--data.root={mnist_root}", "--trainer.max_steps=12")
     (tmp_path / "other.yaml").write_text("model:\n  d_lr: 0.5\n")
-    for given, saved in (
-        (("--model.d_lr=0.5",), "0.002"),
-        (("--config=other.yaml",), "0.002"),
-        (("--seed_everything=7",), "0"),
-        (("--data.batch_size=64",), "128"),
+    for given, name, saved in (
+        (("--model.d_lr=0.5",), "--model.d_lr", "0.002"),
+        (("--config=other.yaml",), "--model.d_lr", "0.002"),
+        (("--config", "other.yaml"), "--model.d_lr", "0.002"),
+        (("-c", "other.yaml"), "--model.d_lr", "0.002"),
+        (("-c=other.yaml",), "--model.d_lr", "0.002"),
+        (("-cother.yaml",), "--model.d_lr", "0.002"),
+        (("--seed_everything=7",), "--seed_everything", "0"),
+        (("--data.batch_size=64",), "--data.batch_size", "128"),
     ):
         assert main(["fit", *where, *given]) == 2
         answer = capsys.readouterr().err
-        assert given[0].partition("=")[0].removeprefix("--config") in answer
+        assert f"{name} " in answer
         assert f"which has {saved};" in answer
         assert "--override" in answer
     assert main(["fit", *where, "--model.d_lr=0.002"]) == 0

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere and goes on ends as the one that was never stopped, to the last bit."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan.cli import main
+from bngan.sampling import config_beside
+from bngan.trainer_cli import KEPT
 from tests.conftest import REPOSITORY
 
 # Five iterations an epoch, four epochs, two validations.
@@ -45,6 +49,11 @@ def runs(folder: Path) -> list[Path]:
 
 def last(folder: Path) -> dict[str, Any]:
     return torch.load(runs(folder)[-1] / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return the settings of the newest run."""
+    return yaml.safe_load((runs(folder)[-1] / "config.yaml").read_text())
 
 
 def series(folder: Path) -> Series:
@@ -229,3 +238,178 @@ def test_one_rank_goes_on_as_two_and_back(mnist_root: Path, tmp_path: Path) -> N
             for number, moments in mine["state"].items():
                 for name, value in moments.items():
                     torch.testing.assert_close(theirs["state"][number][name], value, rtol=0, atol=1e-9)
+
+
+def test_checkpoint_outside_a_run_takes_no_strangers_settings(
+    whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies two folders above a checkpoint is its run's only where that is a run's folder."""
+    alone = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    alone.parent.mkdir(parents=True)
+    run = runs(whole(*DIGITS))[-1]
+    shutil.copy(run / "checkpoints" / "last.ckpt", alone)
+    (tmp_path / "a" / "config.yaml").write_text("trainer: {max_epochs: 7}")
+    again = (f"--data.root={mnist_root}", "--metrics.num_samples=0", f"--ckpt_path={alone}", "--trainer.max_steps=20")
+    assert fit(tmp_path / "runs", *again) == 0
+    assert f"{alone} lies in no run's folder" in capsys.readouterr().out
+    shutil.copy(run / "run.json", tmp_path / "a")
+    assert fit(tmp_path / "runs", *again) == 0
+    assert "lies in no run's folder" not in capsys.readouterr().out
+    settings = [
+        yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] for folder in runs(tmp_path / "runs")
+    ]
+    assert settings == [20, 7]
+
+
+def test_checkpoint_at_the_root_of_the_disk_has_no_run() -> None:
+    assert config_beside(Path("/last.ckpt")) is None
+    assert config_beside(Path("/checkpoints/last.ckpt")) is None
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "no loops": ({"loops": None}, "loops"),
+    "no loop of training": ({"loops": {"validate_loop": {}}}, "loops"),
+    "no optimizers": ({"optimizer_states": None}, "0 optimizers, not of 2"),
+    "no states of optimizers": ({"optimizer_states": []}, "0 optimizers, not of 2"),
+    "one optimizer": ({"optimizer_states": [{}]}, "1 optimizers, not of 2"),
+    "empty optimizers": ({"optimizer_states": [{}, {}]}, "empty"),
+    "another iteration": ({"global_step": 19}, "iteration 20, and the rest of it of 19"),
+    "no iteration": ({"global_step": None}, "iteration 20, and the rest of it of None"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_checkpoint_of_half_a_run_is_for_measuring_alone(
+    case: str, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, words = DAMAGED[case]
+    content = {**last(whole(*DIGITS)), **changes}
+    half = tmp_path / "half.ckpt"
+    torch.save({name: value for name, value in content.items() if value is not None}, half)
+    again = (f"--data.root={mnist_root}", f"--ckpt_path={half}", "--trainer.max_steps=22", "--metrics.num_samples=0")
+    for more in ((), ("--override",)):
+        assert fit(tmp_path / "runs", *again, *more) == 2
+        answer = capsys.readouterr().err
+        assert f"{half} is damaged" in answer
+        assert words in answer
+        assert len(answer.strip().splitlines()) <= 2
+    assert not runs(tmp_path / "runs")
+    measuring = (
+        "--trainer.limit_val_batches=1",
+        "--trainer.accelerator=cpu",
+        f"--trainer.default_root_dir={tmp_path / 'runs'}",
+    )
+    assert main(["validate", *again[:2], "--metrics.num_samples=0", *measuring]) == 0
+    assert main(["sample", str(half), f"--output={tmp_path / 'samples.png'}"]) == 0
+
+
+# What decides the result of a run, and its value in a run that was begun with DIGITS.
+BINDING = {
+    "trainer.precision": ("bf16-mixed", "None"),
+    "trainer.sync_batchnorm": ("false", "True"),
+    "trainer.limit_train_batches": ("4", "5"),
+    "trainer.limit_val_batches": ("3.0", "3"),
+    "metrics.num_samples": ("201", "200"),
+    "metrics.feature": ("inception", "digits"),
+    "metrics.seed": ("1", "0"),
+    "checkpoint.monitor": ("val/kid", "val/fid"),
+    "checkpoint.mode": ("max", "min"),
+}
+# What does not: the length, when to validate, log, draw and save, the machine, and what looks on.
+FREE = (
+    *(
+        "--trainer.max_epochs=5",
+        "--trainer.max_steps=21",
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.val_check_interval=2",
+    ),
+    *("--trainer.log_every_n_steps=3", "--images.every_n_iterations=7", "--images.num_samples=4", "--images.seed=2"),
+    *("--batchnorm.every_n_iterations=3", "--batchnorm.histograms=false", "--checkpoint.every_n_iterations=2"),
+    *("--metrics.chunk=100", "--data.eval_batch_size=100", "--data.num_workers=0", "--trainer.devices=1"),
+    *("--trainer.callbacks=ModelSummary", "--trainer.profiler=simple", "--trainer.max_time=00:01:00:00", "--name=other"),
+    # The same in other words is no contradiction.
+    *(
+        "--trainer.precision=32-true",
+        "--metrics.num_samples=200",
+        "--trainer.limit_train_batches=5",
+        "--model.loss=relativistic",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", BINDING)
+def test_setting_that_decides_the_result_is_not_changed_unasked(
+    name: str, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, saved = BINDING[name]
+    last_checkpoint = runs(whole(*DIGITS))[-1] / "checkpoints" / "last.ckpt"
+    again = (f"--data.root={mnist_root}", f"--ckpt_path={last_checkpoint}", f"--{name}={given}")
+    assert fit(tmp_path, *again) == 2
+    answer = capsys.readouterr().err
+    assert f"--{name} " in answer
+    assert f"which has {saved};" in answer
+    assert "--override" in answer
+    assert not runs(tmp_path)
+    if given == "inception":
+        return  # which would be downloaded
+    assert fit(tmp_path, *again, "--override", "--trainer.max_steps=21", "--trainer.max_epochs=5") == 0
+    group, _, setting = name.partition(".")
+    assert str(recorded(tmp_path)[group][setting]).lower() == given
+
+
+def test_what_does_not_decide_the_result_is_changed_freely(
+    whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
+) -> None:
+    last_checkpoint = runs(whole(*DIGITS))[-1] / "checkpoints" / "last.ckpt"
+    assert fit(tmp_path, f"--data.root={mnist_root}", f"--ckpt_path={last_checkpoint}", *FREE) == 0
+    settings = recorded(tmp_path)
+    for flag in FREE:
+        name, _, value = flag.removeprefix("--").partition("=")
+        found: Any = settings
+        for part in name.split("."):
+            found = found[part]
+        assert str(found).lower() == value or name == "trainer.callbacks", name
+
+
+def test_run_keeps_its_name_and_its_batches_of_evaluation(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = f"--data.root={mnist_root}"
+    begun = (*DIGITS, "--metrics.num_samples=0", "--data.eval_batch_size=40")
+    assert main(["fit", *begun, data, "--trainer.max_steps=2", "--name=foo"]) == 0
+    (folder,) = Path("runs/foo").iterdir()
+    assert main(["fit", f"--ckpt_path={folder}/checkpoints/last.ckpt", data, "--trainer.max_steps=3"]) == 0
+    assert main(["fit", "--ckpt_path=last", "--name=foo", data, "--trainer.max_steps=4"]) == 0
+    assert len(list(Path("runs/foo").iterdir())) == 3
+    assert recorded(Path("runs"))["data"]["eval_batch_size"] == 40
+    assert int(last(Path("runs"))["state_dict"]["iteration"]) == 4
+    newest = runs(Path("runs"))[-1] / "checkpoints" / "last.ckpt"
+    assert main(["fit", f"--ckpt_path={newest}", "--name=bar", data, "--trainer.max_steps=5", "--data.eval_batch_size=50"]) == 0
+    assert len(list(Path("runs/bar").iterdir())) == 1
+    assert recorded(Path("runs"))["data"]["eval_batch_size"] == 50
+
+
+def test_job_that_is_started_again_finds_the_run_whose_name_it_kept(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = ("fit", *DIGITS, "--metrics.num_samples=0", f"--data.root={mnist_root}")
+    assert main([*begun, "--trainer.max_steps=2", "--name=foo"]) == 0
+    (folder,) = Path("runs/foo").iterdir()
+    again = [*begun, "--trainer.max_steps=3", f"--ckpt_path={folder}/checkpoints/last.ckpt"]
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert main(again) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "its run goes on from iteration 3" in capsys.readouterr().out
+    assert len(list(Path("runs/foo").iterdir())) == 2
+
+
+def test_readme_names_what_a_run_does_not_change_unasked() -> None:
+    told = (REPOSITORY / "README.md").read_text().partition("## Stop and go on")[2].partition("##")[0]
+    for group, kept in KEPT.items():
+        if group != "model":
+            assert all(f"`{f'{group}.' if group else ''}{name}`" in told for name in kept.binding), group
+    assert "all of `model`" in told

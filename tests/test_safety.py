@@ -5,6 +5,7 @@ import http.server
 import os
 import pickle
 import shutil
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -279,7 +280,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A module that a stranger's settings name."""
     (tmp_path / "theirs.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "theirs", raising=False)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
 
 
 @pytest.mark.parametrize("case", TAGGED)
@@ -323,6 +324,53 @@ def test_what_is_refused_would_otherwise_run(case: str, mnist_root: Path, monkey
             return
         threading.Event().wait(0.05)
     raise AssertionError("this attack does nothing")
+
+
+# What a stranger's run says of itself, and fit would go on with.
+RECORDED: dict[str, dict[str, Any]] = {
+    **{f"word for {name}": {name: "imported.Thing"} for name in ("callbacks", "logger", "plugins", "profiler")},
+    "word among callbacks": {"callbacks": ["imported.Thing"]},
+    "class for a callback": {"callbacks": {"class_path": "imported.Thing"}},
+    "class in other words": {"callbacks.class_path": "imported.Thing"},
+}
+
+
+def write_run(content: Content, trainer: dict[str, Any]) -> None:
+    """Write a run's folder whose modules, were they imported, would make the folder `executed`."""
+    Path(PATH).parent.mkdir(parents=True)
+    torch.save(content, PATH)
+    run = Path(PATH).parents[1]
+    (run / "run.json").write_text("{}")
+    (run / "config.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
+    Path("imported.py").write_text(f"import os\nos.mkdir({MARKER!r})\nclass Thing: pass\n")
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Modules in the folder where one stands can be imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("imported", None)
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize("case", RECORDED)
+def test_run_of_a_stranger_imports_nothing(case: str, checkpoint: Content, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(checkpoint, RECORDED[case])
+    assert main(["fit", *SHORT, f"--ckpt_path={PATH}"]) == 2
+    answer = capsys.readouterr().err
+    assert f"--trainer.{next(iter(RECORDED[case]))}" in answer
+    assert "code of its own" in answer
+    assert not Path(MARKER).exists()
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize("name", ["callbacks", "logger", "plugins", "profiler"])
+def test_word_for_a_class_would_otherwise_be_imported(name: str, checkpoint: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_cli, "CODELESS", {})
+    write_run(checkpoint, {name: "imported.Thing"})
+    assert main(["fit", *SHORT, f"--ckpt_path={PATH}"]) == 2
+    assert Path(MARKER).exists()
 
 
 @pytest.fixture

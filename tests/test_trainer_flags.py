@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 
 from bngan.cli import main
-from tests.conftest import only_run
+from tests.conftest import Command, only_run
 
 OFF = ("--metrics.num_samples=0", "--trainer.accelerator=cpu")
 SHORT = ("--trainer.max_steps=3", "--trainer.limit_val_batches=1", "--data.eval_batch_size=50")
@@ -52,7 +52,7 @@ WORKS: dict[str, list[tuple[str, ...]]] = {
     "limit_test_batches": [("limit_test_batches=2",), ("limit_test_batches=0.5",)],
     "limit_predict_batches": [("limit_predict_batches=2",), ("limit_predict_batches=0.5",)],
     "overfit_batches": [("overfit_batches=0",)],
-    "val_check_interval": [("val_check_interval=2",), ("val_check_interval=0.005",), ("val_check_interval=00:00:00:01",)],
+    "val_check_interval": [("val_check_interval=2",), ("val_check_interval=0.005",)],
     "check_val_every_n_epoch": [("check_val_every_n_epoch=null", "val_check_interval=2"), ("check_val_every_n_epoch=1",)],
     "num_sanity_val_steps": [("num_sanity_val_steps=2",), ("num_sanity_val_steps=-1",)],
     "log_every_n_steps": [("log_every_n_steps=0",), ("log_every_n_steps=1",)],
@@ -128,6 +128,8 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "val_check_interval": [
         (("val_check_interval=1.5",), ("1.5",)),
         (("val_check_interval=1000",), ("1000", "check_val_every_n_epoch")),
+        (("val_check_interval=00:00:00:01",), ("00:00:00:01", "number of batches")),
+        (("val_check_interval={minutes: 1}",), ("clock", "number of batches")),
     ],
     "check_val_every_n_epoch": [(("check_val_every_n_epoch=0",), ("at least 1",))],
     "num_sanity_val_steps": [(("num_sanity_val_steps=-2",), ("-2",))],
@@ -214,6 +216,15 @@ def test_flag_is_answered_by_name(
     for word in words:
         assert word in answer
     assert not Path("runs").exists() or not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_ranks_end_together_when_their_time_is_over(train: Command, mnist_root: Path, tmp_path: Path) -> None:
+    """The Trainer asks the first rank's clock alone."""
+    endless = ("--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:02", "--trainer.limit_val_batches=0")
+    done = train("fit", *OFF, *endless, "--trainer.devices=2", f"--data.root={mnist_root}", cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    content = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert int(content["state_dict"]["iteration"]) == content["global_step"] > 0
 
 
 @pytest.mark.parametrize("name", StrategyRegistry.available_strategies())
