@@ -231,11 +231,11 @@ def average(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the ranks, all of them in one message."""
+def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
+    """Replace each gradient, and the loss that they are of, by its mean over the ranks, all of them in one message."""
     if world_size() == 1:
         return
-    _average_in_place([parameter.grad for parameter in parameters if parameter.grad is not None])
+    _average_in_place([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
 
 
 @torch.no_grad()

@@ -527,7 +527,7 @@ class GAN(LightningModule):
 
     def _step(self, optimizer: LightningOptimizer, clip: float | None, player: str) -> None:
         parameters = optimizer.param_groups[0]["params"]
-        distributed.average_gradients(parameters)
+        distributed.average_gradients(parameters, self.d_loss if player == "d" else self.g_loss)
         if clip is not None or self._due:
             self._unscale(optimizer)
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -6,12 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from bngan import distributed
+from bngan.callbacks.checkpoints import Checkpoints, Stopped
 from tests.conftest import REPOSITORY, only_run
 
 
@@ -21,7 +25,7 @@ def start(root: Path, cwd: Path, *settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, *quiet, *settings],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},  # for tests.interruptions
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -179,6 +183,44 @@ def test_killed_rank_is_missed_although_its_data_worker_lives_on(tmp_path: Path)
         assert set(workers) <= set(members(process.pid))
     finally:
         kill_all(process)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_loss_that_is_lost_on_one_rank_ends_the_run_as_on_a_single_one(devices: int, mnist_root: Path, tmp_path: Path) -> None:
+    spoil = ("--trainer.callbacks+=tests.interruptions.SpoilLoss", "--trainer.callbacks.iteration=7")
+    process = start(mnist_root, tmp_path, "--metrics.num_samples=0", f"--trainer.devices={devices}", *spoil)
+    try:
+        _, errors = wait_until_gone(process, seconds=100)
+    finally:
+        kill_all(process)
+    assert process.returncode == 2, errors
+    assert errors.count("bngan: error: g_loss is nan at iteration 7;") == 1
+    assert "Traceback" not in errors
+    assert "is gone" not in errors
+
+
+def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        asked.append(own)
+        return torch.tensor([[0, 0], [signal.SIGTERM, 0]])
+
+    loop = SimpleNamespace(_should_check_val_fx=lambda _: False, _is_training_done=False)
+    trainer: Any = SimpleNamespace(world_size=2, sanity_checking=False, is_global_zero=True, state=SimpleNamespace(fn="fit"))
+    trainer.fit_loop = SimpleNamespace(epoch_loop=loop, _data_fetcher=None, done=False)
+    gan: Any = SimpleNamespace(device=torch.device("meta"), iterations_done=7)
+    monkeypatch.setattr(distributed, "gather", gather)
+    checkpoints = Checkpoints()
+    checkpoints.on_train_batch_end(trainer, gan, None, None, 6)
+    assert asked == []
+    for ask in (checkpoints.heed, checkpoints.on_train_epoch_end):
+        with pytest.raises(Stopped, match=str(128 + signal.SIGTERM)):
+            ask(trainer, gan)
+    gan.iterations_done = 10
+    with pytest.raises(Stopped):
+        checkpoints.on_train_batch_end(trainer, gan, None, None, 9)
+    assert len(asked) == 3
 
 
 def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:
