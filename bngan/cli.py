@@ -165,7 +165,7 @@ def _asked_to_stop(error: Exception) -> int | None:
 
 def _lost_contact(error: Exception) -> str | None:
     """Return what a rank sees of another that has died from a defect of its own, or None if the error is another one."""
-    signs = "closed by peer|reset by peer|Broken pipe|caused pair closure|Connection refused"
+    signs = "closed by peer|reset by peer|Broken pipe|caused pair closure|Connection refused|Timed out waiting"
     names = {kind.__name__ for kind in type(error).__mro__}
     if "ProcessExitedException" in names:
         return str(error)

@@ -4,19 +4,22 @@ import os
 import platform
 import shutil
 import socket
+import struct
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import default_pg_timeout
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,6 +27,9 @@ from bngan.batchnorm import ReferenceBatchNorm, running_statistics, single
 
 # So many values at most go straight from each rank to each; of more, each rank adds up a part, but for two ranks.
 SMALL = 1 << 14
+# Ranks that meet have just told one another that they are there.
+MEETING_SECONDS = 60.0
+SIZE_BYTES = 8
 
 
 def world_size() -> int:
@@ -69,59 +75,143 @@ class _Wires:
     """Unix sockets between the ranks, where all of them are on one machine.
 
     A message of a layer's statistics takes gloo 0.2 to 2 ms on a processor, since threads of its own first agree on it; here
-    it takes the kernel's 0.03 ms.
+    it takes the kernel's 0.03 ms. A rank that is gone is noticed at once, one that stands still after as long as by gloo.
     """
 
     def __init__(self) -> None:
-        me, ranks = rank(), world_size()
         self._sockets: dict[int, socket.socket] = {}
-        folder = [tempfile.mkdtemp(prefix="bngan-") if me == 0 else ""]
-        distributed.broadcast_object_list(folder)
-        seen: list[Any] = [None] * ranks
-        fits = len(folder[0]) < 90  # a socket's name holds 108 characters at most
-        distributed.all_gather_object(seen, (platform.node(), fits and Path(folder[0]).is_dir()))
-        self.connected = seen == [(platform.node(), True)] * ranks
-        if self.connected:
+        self.connected = len(set(_everyones(platform.node()))) == 1 and self._connect()
+
+    def _connect(self) -> bool:
+        """Connect this rank to all others if all can; else rank 0 says why not."""
+        folder = [""]
+
+        def make_folder() -> None:
+            if rank() == 0:
+                folder[0] = tempfile.mkdtemp(prefix="bngan-")
+
+        try:
+            reason = _failure(make_folder)
+            distributed.broadcast_object_list(folder)
             with socket.socket(socket.AF_UNIX) as server:
-                server.bind(f"{folder[0]}/{me}")
-                server.listen(ranks)
-                distributed.barrier()
-                for other in range(me):
-                    self._sockets[other] = socket.socket(socket.AF_UNIX)
-                    self._sockets[other].connect(f"{folder[0]}/{other}")
-                    self._sockets[other].sendall(me.to_bytes(4, "big"))
-                for _ in range(me + 1, ranks):
-                    connection, _ = server.accept()
-                    self._sockets[int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")] = connection
-            distributed.barrier()
-        if me == 0:
-            shutil.rmtree(folder[0], ignore_errors=True)
+                for step in (self._listen, self._meet):
+                    reason = reason or _failure(partial(step, server, Path(folder[0])))
+        finally:
+            if rank() == 0:
+                shutil.rmtree(folder[0], ignore_errors=True)
+        if reason:
+            self.close()
+            if rank() == 0:
+                print(f"The ranks talk through gloo, which takes longer than sockets in {folder[0]} ({reason}).", flush=True)
+            return False
+        for wire in self._sockets.values():
+            wire.settimeout(None)
+            # The kernel's own limits: with Python's, each message would take one call of the system more, and twice as long.
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                wire.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", max(1, int(_patience())), 0))
+        itself = ref(self)
+
+        def let_go() -> None:
+            if wires := itself():
+                wires.close()
+
+        # A worker that reads data would keep a dead rank's end open, and the others waiting.
+        os.register_at_fork(after_in_child=let_go)
+        return True
+
+    def _listen(self, server: socket.socket, folder: Path) -> None:
+        server.bind(str(folder / str(rank())))
+        server.listen(world_size())
+        server.settimeout(MEETING_SECONDS)
+
+    def _meet(self, server: socket.socket, folder: Path) -> None:
+        for other in range(rank()):
+            wire = self._sockets[other] = socket.socket(socket.AF_UNIX)
+            wire.settimeout(MEETING_SECONDS)
+            wire.connect(str(folder / str(other)))
+            _send(wire, rank().to_bytes(4, "big"))
+        for _ in range(rank() + 1, world_size()):
+            wire, _ = server.accept()
+            wire.settimeout(MEETING_SECONDS)
+            caller = bytearray(4)
+            _receive(wire, memoryview(caller))
+            self._sockets[int.from_bytes(caller, "big")] = wire
+
+    def close(self) -> None:
+        """Let go of all sockets, which the other ranks notice."""
+        for wire in self._sockets.values():
+            wire.close()
 
     def exchange(self, gathered: Tensor, me: int) -> None:
         """Send this rank's tensor, gathered[me], to all others, and receive theirs in their places.
 
         Raises:
-            RuntimeError: if another rank is gone.
+            RuntimeError: if another rank is gone, stands still, or has sent a message of another size.
         """
         content = gathered.view(len(gathered), -1).view(torch.uint8).numpy()
+        other = me
         try:
             # In this order every pair of ranks meets, whatever the others do.
             for other, wire in sorted(self._sockets.items()):
                 for sending in (me < other, me > other):
                     if sending:
-                        wire.sendall(content[me])
+                        _send(wire, content[me])
                     else:
                         _receive(wire, memoryview(content[other]))
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except BlockingIOError as error:  # what the kernel's limits come to
+            self.close()
+            raise RuntimeError(f"Timed out waiting for rank {other}") from error
+        except OSError as error:
+            self.close()
             raise RuntimeError("Connection closed by peer") from error
+        except RuntimeError:
+            self.close()
+            raise
+
+
+def _send(wire: socket.socket, content: Any) -> None:
+    """Send a message behind its size, by which ranks that disagree find out."""
+    content = memoryview(content)
+    sent = wire.sendmsg([len(content).to_bytes(SIZE_BYTES, "big"), content]) - SIZE_BYTES
+    if sent < len(content):
+        wire.sendall(content[sent:])
 
 
 def _receive(wire: socket.socket, target: memoryview) -> None:
-    while len(target):
-        count = wire.recv_into(target)
-        if count == 0:
+    header, count = bytearray(SIZE_BYTES), 0
+    size = memoryview(header)
+    while count < SIZE_BYTES + len(target):
+        received = wire.recvmsg_into([size[count:], target[max(0, count - SIZE_BYTES) :]])[0]
+        if received == 0:
             raise RuntimeError("Connection closed by peer")
-        target = target[count:]
+        count += received
+        if count >= SIZE_BYTES and (told := int.from_bytes(header, "big")) != len(target):
+            raise RuntimeError(f"another rank has sent {told} bytes where this one has {len(target)}: they have parted")
+
+
+def _everyones(own: Any) -> list[Any]:
+    found: list[Any] = [None] * world_size()
+    distributed.all_gather_object(found, own)
+    return found
+
+
+def _failure(step: Callable[[], None]) -> str:
+    """Let each rank do a step; return why one of them could not, or nothing."""
+    own = ""
+    try:
+        step()
+    except OSError as error:
+        own = str(error) or type(error).__name__
+    return next(filter(None, _everyones(own)), "")
+
+
+def _patience() -> float:
+    """Return for how many seconds the ranks' own messages wait for one another."""
+    try:
+        options = cast(Any, distributed.group.WORLD)._get_backend(torch.device("cpu")).options
+    except RuntimeError:  # these ranks are grouped for GPUs alone
+        return default_pg_timeout.total_seconds()
+    return options._timeout.total_seconds()
 
 
 _WIRES: WeakKeyDictionary[Any, _Wires] = WeakKeyDictionary()
@@ -141,11 +231,11 @@ def average(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the ranks, all of them in one message."""
+def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
+    """Replace each gradient, and the loss that they are of, by its mean over the ranks, all of them in one message."""
     if world_size() == 1:
         return
-    _average_in_place([parameter.grad for parameter in parameters if parameter.grad is not None])
+    _average_in_place([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
 
 
 @torch.no_grad()

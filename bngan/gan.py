@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
+from itertools import count
 from typing import Any, Literal, cast
 
 import torch
@@ -29,7 +30,7 @@ from bngan.batchnorm import (
     score,
 )
 from bngan.losses import find_loss, gradient_penalty, zero_centered_penalty
-from bngan.networks import build_networks, needs_reference, set_reference
+from bngan.networks import Dropout, build_networks, needs_reference, set_reference
 from bngan.norms import BATCH_COUPLED
 from bngan.randomness import Stream
 
@@ -169,6 +170,10 @@ class GAN(LightningModule):
                 "compile cannot be combined with r1, r2 or gradient_penalty: torch.compile does not differentiate a gradient; "
                 "leave out --model.compile"
             )
+        if d_dropout and compile:
+            raise ValueError(
+                "compile cannot be combined with d_dropout, whose masks come from without; leave it out"
+            )
 
         self.automatic_optimization = False
         self.image_shape = tuple(image_shape)
@@ -291,14 +296,14 @@ class GAN(LightningModule):
         d_optimizer, g_optimizer = self._scheduled_optimizers()
         if self.compiled and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        if self.d_dropout:
-            # Dropout draws from torch's global generator, which no checkpoint keeps.
-            torch.manual_seed(randomness.key(self.seed, Stream.DROPOUT, self.iterations_done, distributed.rank()))
+        dropouts = self._guide_dropout(batch)
         for turn, real_images in enumerate(self._split_batch(batch)):
             noise = self._instance_noise(real_images, turn)
             fake_images = self._update_discriminator(d_optimizer, real_images, noise, turn)
             if turn == self.n_critic - 1:
                 self._update_generator(g_optimizer, real_images, fake_images, noise)
+        for layer in dropouts:
+            layer.draw = None
         self.iteration += 1
         self.iterations_done += 1
         self._update_average()
@@ -543,6 +548,30 @@ class GAN(LightningModule):
         generate, logits = (torch.compile(play, mode=mode, dynamic=False) for play in (self.generate, self.logits))
         return generate, logits
 
+    def _guide_dropout(self, batch: Batch) -> list[Dropout]:
+        """Let D drop in an alternation what one process would drop, and nothing of torch's global generator; return by whom."""
+        if not self.d_dropout:
+            return []
+        layers = [layer for layer in self.discriminator.modules() if isinstance(layer, Dropout)]
+        reference = self.discriminator.reference
+        shared = len(reference) if isinstance(reference, Tensor) else 0
+        rows = len(_images(batch)) // (self.n_critic * self.accumulate)
+        ranks, key = distributed.world_size(), (self.seed, Stream.DROPOUT, self.iterations_done)
+        numbers = count()
+
+        def draw(shape: torch.Size) -> Tensor:
+            # D is given real images, fake ones or, one after the other, both, behind a reference that all ranks share.
+            own = shape[0] - shared
+            generator = randomness.generator(*key, next(numbers), device=self.device)
+            everyone = torch.rand(
+                (shared + ranks * own, *shape[1:]), generator=generator, device=self.device, dtype=self.dtype_of_networks
+            )
+            return torch.cat([everyone[:shared], distributed.own_rows(everyone[shared:], parts=own // rows)])
+
+        for layer in layers:
+            layer.draw = draw
+        return layers
+
     def _backward(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
         # Naming the inputs spares the other player's weights their gradients. The ranks agree in _step, once an update.
         inputs = optimizer.param_groups[0]["params"]
@@ -556,7 +585,7 @@ class GAN(LightningModule):
 
     def _step(self, optimizer: LightningOptimizer, clip: float | None, player: str) -> None:
         parameters = optimizer.param_groups[0]["params"]
-        distributed.average_gradients(parameters)
+        distributed.average_gradients(parameters, self.d_loss if player == "d" else self.g_loss)
         if clip is not None or self._due:
             self._unscale(optimizer)
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

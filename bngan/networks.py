@@ -4,13 +4,28 @@ All are plain PyTorch. A discriminator gives probabilities when called and logit
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from bngan.norms import CENTERING, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
+
+
+class Dropout(nn.Dropout):
+    """Dropout that can be given uniform numbers in [0, 1) of its input's shape instead of drawing from torch's generator.
+
+    `draw` maps that shape to them. A GAN sets it, so that several ranks together drop what one process would.
+    """
+
+    draw: Callable[[torch.Size], Tensor] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop values of the input (N, ...), and make up for it in the others, in training; else return it as it is."""
+        if self.draw is None or not self.training:
+            return super().forward(input)
+        return input * (self.draw(input.shape) >= self.p).to(input.dtype).div_(1 - self.p)
 
 
 class Generator(nn.Module):
@@ -307,7 +322,7 @@ def _downsample(source: int, target: int, *, bias: bool) -> Layer:
 def _dropout(share: float) -> tuple[nn.Module, ...]:
     if not 0 <= share < 1:
         raise ValueError(f"dropout must be in [0, 1), got {share}")
-    return (nn.Dropout(p=share),) if share else ()
+    return (Dropout(p=share),) if share else ()
 
 
 def _initialize(module: nn.Module, norm: str) -> None:

@@ -59,7 +59,7 @@ class Kept(NamedTuple):
 # By group, "" for settings in none. The run's config.yaml has those of trainer and below, the checkpoint itself the others.
 KEPT = {
     "": Kept(binding={"seed_everything"}),
-    "model": Kept(binding=signature(GAN).parameters.keys(), left={"image_shape", "seed"}),
+    "model": Kept(binding=signature(GAN).parameters.keys() - {"compile"}, left={"image_shape", "seed"}),
     "data": Kept(
         binding={"name", "image_size", "channels", "batch_size"},
         left={"root", "num_workers", "in_memory_gb", "predict_samples", "seed", "updates_per_batch", "parts_per_update"},

@@ -1,9 +1,12 @@
 """Callbacks that interrupt a run at a place of one's choice: named by tests on the command line."""
 
+import math
 import os
 import signal
+from dataclasses import replace
 
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 
 from bngan import GAN
 
@@ -30,3 +33,20 @@ class StopInValidation(Callback):
     ) -> None:
         if pl_module.iterations_done == self.iteration and batch_idx == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class SpoilLoss(Callback):
+    """Makes G's loss NaN in an iteration, on the last rank alone."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        if trainer.global_rank == trainer.world_size - 1:
+            loss = pl_module.loss
+
+            def generator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+                factor = math.nan if pl_module.iterations_done + 1 == self.iteration else 1.0
+                return factor * loss.generator(real_logits, fake_logits)
+
+            pl_module.loss = replace(loss, generator=generator)

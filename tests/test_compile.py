@@ -21,9 +21,10 @@ def fit(folder: Path, mnist_root: Path, *settings: str) -> dict[str, Any]:
     ("settings", "reason"),
     [
         (("--model.r1=1", "--model.d_norm=layer"), "compile cannot be combined with r1, r2 or gradient_penalty"),
+        (("--model.d_dropout=0.1",), "compile cannot be combined with d_dropout"),
         (("--trainer.devices=2", "--trainer.accelerator=cpu"), "add --trainer.sync_batchnorm false"),
     ],
-    ids=["penalties", "devices"],
+    ids=["penalties", "dropout", "devices"],
 )
 def test_compile_is_refused_where_torch_would_fail(
     settings: tuple[str, ...], reason: str, mnist_root: Path, tmp_path: Path, train: Any

@@ -6,10 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from bngan import distributed
+from bngan.callbacks.checkpoints import Checkpoints, Stopped
 from tests.conftest import REPOSITORY, only_run
 
 
@@ -19,7 +25,7 @@ def start(root: Path, cwd: Path, *settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, *quiet, *settings],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},  # for tests.interruptions
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -31,6 +37,11 @@ def members(session: int) -> list[int]:
     """Return the processes of a session, its leader first."""
     listed = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True, check=False)
     return sorted(int(pid) for pid in listed.stdout.split())
+
+
+def children(parent: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
 
 
 def wait_for(folder: Path, pattern: str) -> None:
@@ -94,6 +105,27 @@ def test_signal_stops_every_process_with_a_checkpoint(
     assert f"stopped at iteration {int(content['state_dict']['iteration'])};" in errors
 
 
+@pytest.mark.parametrize("target", ["leader", "child"])
+def test_signal_that_comes_while_a_rank_waits_for_another_is_not_lost(target: str, mnist_root: Path, tmp_path: Path) -> None:
+    process = start(mnist_root, tmp_path, "--metrics.num_samples=0", "--trainer.devices=2", "--images.every_n_iterations=5")
+    try:
+        wait_for(tmp_path, "runs/*/*/samples/iteration-000005.png")
+        (asked,) = victims(process, target)
+        (still,) = victims(process, "child" if target == "leader" else "leader")
+        os.kill(still, signal.SIGSTOP)
+        time.sleep(2.0)
+        os.kill(asked, signal.SIGTERM)
+        time.sleep(2.0)
+        assert asked in members(process.pid)
+        os.kill(still, signal.SIGCONT)
+        _, errors = wait_until_gone(process, seconds=15)
+    finally:
+        kill_all(process)
+    assert process.returncode == 143
+    assert "stopped at iteration" in errors
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize(("devices", "target"), [(1, "leader"), (2, "child")])
 def test_signal_does_not_wait_for_the_end_of_a_validation(devices: int, target: str, mnist_root: Path, tmp_path: Path) -> None:
     long = ("--metrics.num_samples=1000000", "--metrics.chunk=1000", "--trainer.limit_train_batches=6")
@@ -126,6 +158,69 @@ def test_rank_that_is_killed_takes_the_run_down(strategy: str, target: str, mnis
     assert process.returncode in ((1,) if target == "child" else (-signal.SIGKILL,))
     assert "another one of the run is gone" in errors or "stopped at iteration" in errors, errors
     assert "Traceback" not in errors
+
+
+def test_killed_rank_is_missed_although_its_data_worker_lives_on(tmp_path: Path) -> None:
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    pictures = ("--data.name=folder", f"--data.folder={tmp_path / 'pictures'}", "--data.in_memory_gb=0", "--data.batch_size=4")
+    more = ("--data.num_workers=1", "--trainer.devices=2", "--metrics.num_samples=0", "--images.every_n_iterations=5")
+    process = start(tmp_path, tmp_path, *pictures, *more)
+    try:
+        wait_for(tmp_path, "runs/*/*/samples/iteration-000005.png")
+        started = children(process.pid)
+        (rank,) = (pid for pid in started if children(pid) and "train.py" in Path(f"/proc/{pid}/cmdline").read_text())
+        workers = children(rank)
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(rank, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.poll() == 1
+        assert set(workers) <= set(members(process.pid))
+    finally:
+        kill_all(process)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_loss_that_is_lost_on_one_rank_ends_the_run_as_on_a_single_one(devices: int, mnist_root: Path, tmp_path: Path) -> None:
+    spoil = ("--trainer.callbacks+=tests.interruptions.SpoilLoss", "--trainer.callbacks.iteration=7")
+    process = start(mnist_root, tmp_path, "--metrics.num_samples=0", f"--trainer.devices={devices}", *spoil)
+    try:
+        _, errors = wait_until_gone(process, seconds=100)
+    finally:
+        kill_all(process)
+    assert process.returncode == 2, errors
+    assert errors.count("bngan: error: g_loss is nan at iteration 7;") == 1
+    assert "Traceback" not in errors
+    assert "is gone" not in errors
+
+
+def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        asked.append(own)
+        return torch.tensor([[0, 0], [signal.SIGTERM, 0]])
+
+    loop = SimpleNamespace(_should_check_val_fx=lambda _: False, _is_training_done=False)
+    trainer: Any = SimpleNamespace(world_size=2, sanity_checking=False, is_global_zero=True, state=SimpleNamespace(fn="fit"))
+    trainer.fit_loop = SimpleNamespace(epoch_loop=loop, _data_fetcher=None, done=False)
+    gan: Any = SimpleNamespace(device=torch.device("meta"), iterations_done=7)
+    monkeypatch.setattr(distributed, "gather", gather)
+    checkpoints = Checkpoints()
+    checkpoints.on_train_batch_end(trainer, gan, None, None, 6)
+    assert asked == []
+    for ask in (checkpoints.heed, checkpoints.on_train_epoch_end):
+        with pytest.raises(Stopped, match=str(128 + signal.SIGTERM)):
+            ask(trainer, gan)
+    gan.iterations_done = 10
+    with pytest.raises(Stopped):
+        checkpoints.on_train_batch_end(trainer, gan, None, None, 9)
+    assert len(asked) == 3
 
 
 def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:

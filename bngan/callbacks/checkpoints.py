@@ -20,7 +20,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from bngan import distributed
 from bngan.callbacks.run import run_folder
-from bngan.gan import GAN
+from bngan.gan import GAN, NonFiniteLoss
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Ranks ask one another whether to stop, and reading the answer makes a GPU wait, so there they ask more seldom.
@@ -69,6 +69,7 @@ class Checkpoints(Checkpoint):
         self._asked = 0
         self._saved_at = time.monotonic()
         self._validation_due = False
+        self._started = False
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
@@ -81,6 +82,7 @@ class Checkpoints(Checkpoint):
         inner.fit_loop._iteration_based_training = _nothing
         # Lightning does not tell callbacks of an exception in a process that it has spawned.
         inner._run_stage = partial(self._run_stage, trainer, pl_module)
+        self._started = _was_started(trainer)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
@@ -97,6 +99,10 @@ class Checkpoints(Checkpoint):
         """Train, and save where it stops if it is stopped: here all that it had set up on its way is undone."""
         try:
             return Trainer._run_stage(trainer)
+        except NonFiniteLoss:
+            if self._started:  # all ranks have come here, and the first one tells
+                raise Stopped(0) from None
+            raise
         except Stopped:
             self._save(trainer, "last")
             if trainer.is_global_zero:
@@ -108,7 +114,9 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
         loop = cast(Any, trainer).fit_loop
         self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-        asked, late = self._everyones_wishes(trainer, pl_module)
+        asked = late = False
+        if _is_time_to_ask(pl_module.iterations_done, pl_module.device):
+            asked, late = self._everyones_wishes(trainer, pl_module)
         # At the end of an epoch the place to stop is on_train_epoch_end, and at the end of the run there is no need to.
         if asked and (self._validation_due or not loop.epoch_loop._is_training_done):
             self._stop(trainer)
@@ -173,8 +181,6 @@ class Checkpoints(Checkpoint):
         """Return whether any rank was asked to stop, and whether last.ckpt is due by the clock, the same on all ranks."""
         late = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
         if trainer.world_size > 1:
-            if gan.device.type != "cpu" and gan.iterations_done % ASK_EVERY_ON_GPU:
-                return False, False
             wishes = torch.tensor([self._asked, late and trainer.is_global_zero], dtype=torch.long, device=gan.device)
             asked, late = distributed.gather(wishes).amax(dim=0).tolist()
             if asked == 0:  # a signal that has come meanwhile must not be forgotten
@@ -183,10 +189,8 @@ class Checkpoints(Checkpoint):
         return self._asked > 0, bool(late)
 
     def _stop(self, trainer: Trainer) -> NoReturn:
-        # A process that the main one has started must not end as if it had crashed, or that one is killed.
-        started = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank != 0
-        externally = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys()
-        raise Stopped(0 if started and not externally else 128 + self._asked)
+        # A process that this run's own first one has started must not end as if it had crashed, or that one is killed.
+        raise Stopped(0 if self._started else 128 + self._asked)
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self._run_folder is None:
@@ -199,6 +203,20 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
         if name == "last":
             self._saved_at = time.monotonic()
+
+
+def _was_started(trainer: Trainer) -> bool:
+    """Tell whether this process was started by the first one of its machine, and not by torchrun, SLURM or a person."""
+    if trainer.world_size == 1:
+        return False
+    launcher = trainer.strategy.launcher
+    starts = isinstance(launcher, _SubprocessScriptLauncher) and len(launcher.procs) > 0
+    starters = distributed.gather(torch.tensor(starts, dtype=torch.uint8, device=trainer.strategy.root_device))
+    return trainer.local_rank != 0 and bool(starters[trainer.global_rank - trainer.local_rank])
+
+
+def _is_time_to_ask(iteration: int, device: torch.device) -> bool:
+    return device.type == "cpu" or iteration % ASK_EVERY_ON_GPU == 0
 
 
 def _go_back_before_validation(fit_loop: dict[str, Any]) -> None:
