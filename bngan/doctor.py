@@ -169,7 +169,7 @@ def _real_images(path: Path, data: dict[str, Any], root: Path | None, image_shap
         module.prepare_data()
     try:
         return to_unit_range(module.subset(BATCH, train=True).images)
-    except RuntimeError as error:
+    except FileNotFoundError as error:
         raise ValueError(absent) from error
 
 

@@ -20,9 +20,10 @@ from torchvision import datasets
 
 from bngan import distributed
 from bngan.data import ImageDataModule, mnist
-from bngan.data.datasets import DATASETS, Downloaded, Labelled
+from bngan.data.datasets import DATASETS, Downloaded, Labelled, read_idx
 from bngan.data.folder import Pictures
 from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader, to_unit_range
+from tests.conftest import REPOSITORY
 
 Loader = TensorLoader | PictureLoader
 
@@ -164,22 +165,94 @@ def test_processes_that_start_together_do_not_disturb_one_another(mnist_root: Pa
 # The data sets by name ------------------------------------------------------------------------------------------------
 
 
-def test_emnists_images_are_stood_upright(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    lying = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
+def write_idx(path: Path, content: Tensor) -> None:
+    """Write bytes as MNIST's files hold them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = [0x800 + content.ndim, *content.shape]
+    path.write_bytes(b"".join(number.to_bytes(4, "big") for number in header) + content.numpy().tobytes())
 
-    class Fake:
-        def __init__(self, *_: object, **__: object) -> None:
-            self.data, self.targets = lying, torch.arange(5)
 
-    for name in ("EMNIST", "KMNIST"):
-        monkeypatch.setattr(datasets, name, Fake)
+def write_downloaded(raw: Path, count: int, prefixes: tuple[str, str] = ("train", "t10k")) -> Tensor:
+    """Put a small data set where torchvision would; return its training images (N, 28, 28)."""
+    images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8)
+    for prefix, some in zip(prefixes, (images, images[:3]), strict=True):
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", some)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", torch.arange(len(some), dtype=torch.uint8))
+    return images
+
+
+def test_files_are_read_as_torchvision_reads_them(mnist_root: Path) -> None:
+    for train in (True, False):
+        theirs, ours = datasets.MNIST(str(mnist_root), train=train), DATASETS["mnist"].load(mnist_root, train=train)
+        assert torch.equal(ours.images[:, 0], theirs.data)
+        assert torch.equal(ours.labels, theirs.targets)
+
+
+def test_downloaded_sets_are_read_from_where_torchvision_puts_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are not downloaded again; EMNIST's images, which lie on their side, are stood upright."""
+    monkeypatch.setattr("bngan.data.datasets.CHUNK", 2)
+    lying = {}
     for split in ("letters", "balanced", "digits"):
-        images, labels = DATASETS[f"emnist_{split}"].load(tmp_path, train=True)
-        assert images.shape == (5, 1, 28, 28)
-        assert torch.equal(images[:, 0], lying.transpose(1, 2))
-        assert torch.equal(labels, torch.arange(5))
-    images, _ = DATASETS["kmnist"].load(tmp_path, train=True)
-    assert torch.equal(images[:, 0], lying)
+        prefixes = (f"emnist-{split}-train", f"emnist-{split}-test")
+        lying[f"emnist_{split}"] = write_downloaded(tmp_path / "EMNIST" / "raw", 5, prefixes)
+    upright = {
+        "kmnist": write_downloaded(tmp_path / "KMNIST" / "raw", 5),
+        "fashion_mnist": write_downloaded(tmp_path / "FashionMNIST" / "raw", 5),
+        **{name: images.mT for name, images in lying.items()},
+    }
+    for name, expected in upright.items():
+        DATASETS[name].prepare(tmp_path)
+        assert torch.equal(DATASETS[name].load(tmp_path, train=True).images[:, 0], expected)
+        images, labels = DATASETS[name].load(tmp_path, train=False)
+        assert torch.equal(images[:, 0], expected[:3])
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == [0, 1, 2]
+
+
+def test_a_damaged_data_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_idx(path, torch.arange(24, dtype=torch.uint8).view(2, 3, 4))
+    good = path.read_bytes()
+    assert torch.equal(read_idx(path, 3), torch.arange(24, dtype=torch.uint8).view(2, 3, 4))
+    huge = good[:4] + b"\xff" * 12 + good[16:]
+    for bad in (b"", b"\0", good[:4], good[:15], good[:16], good[:-1], good + b"\0", b"\0\0\r" + good[3:], huge, bytes(40)):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=f"{path} is damaged .*; delete it, and the next run puts it there anew"):
+            read_idx(path, 3)
+    path.write_bytes(good)
+    with pytest.raises(ValueError, match="does not begin like bytes in 1 dimensions"):
+        read_idx(path, 1)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_idx(path, 3)
+
+
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "KMNIST" / "raw"
+    write_downloaded(raw, 5)
+    write_idx(raw / "train-labels-idx1-ubyte", torch.zeros(4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte holds 5 images and .*train-labels-idx1-ubyte 4 labels"):
+        DATASETS["kmnist"].load(tmp_path, train=True)
+    assert len(DATASETS["kmnist"].load(tmp_path, train=False).images) == 3
+
+
+def test_images_take_no_more_memory_than_their_own_size(tmp_path: Path) -> None:
+    """Measured in a process of its own, in which nothing else happens meanwhile."""
+    megabytes, raw = 256, tmp_path / "EMNIST" / "raw"
+    count = megabytes * 2**20 // 28**2
+    raw.mkdir(parents=True)
+    with (raw / "emnist-digits-train-images-idx3-ubyte").open("wb") as file:
+        file.write(b"".join(number.to_bytes(4, "big") for number in (0x803, count, 28, 28)))
+        file.truncate(16 + count * 28**2)
+    write_idx(raw / "emnist-digits-train-labels-idx1-ubyte", torch.zeros(count, dtype=torch.uint8))
+    program = (
+        "import sys, pathlib; sys.path.append('scripts'); from benchmark import peak_mb; "
+        "from bngan.data.datasets import DATASETS; before = peak_mb(); "
+        "DATASETS['emnist_digits'].load(pathlib.Path(sys.argv[1]), train=True); print(peak_mb() - before)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert megabytes <= float(done.stdout) <= 1.1 * megabytes
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError])
@@ -199,11 +272,11 @@ def test_a_failed_download_says_which_where_and_what_to_do(
 
 
 def test_a_mistake_in_the_program_is_no_failed_download(tmp_path: Path) -> None:
-    def mistaken(root: str, train: bool, download: bool) -> datasets.MNIST:
+    def mistaken(root: str, train: bool) -> None:
         raise TypeError("a mistake")
 
     with pytest.raises(TypeError, match="a mistake"):
-        Downloaded("Anything", mistaken).prepare(tmp_path)
+        Downloaded("Anything", "Anything", mistaken).prepare(tmp_path)
 
 
 # The module -----------------------------------------------------------------------------------------------------------
@@ -239,9 +312,11 @@ def test_bytes_map_to_the_unit_range_and_back() -> None:
     assert data.on_after_batch_transfer([mapped, levels], 0)[0] is mapped
 
 
-def test_image_size_resizes_a_named_data_set(mnist_root: Path) -> None:
+def test_image_size_resizes_a_named_data_set(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ImageDataModule(root=str(mnist_root), image_size=8)
     images = data.load(train=False).images
+    monkeypatch.setattr("bngan.data.module.CHUNK", 3_000)
+    assert torch.equal(ImageDataModule(root=str(mnist_root), image_size=8).load(train=False).images, images)
     assert data.image_shape == (1, 8, 8)
     assert images.shape == (10_000, 1, 8, 8)
     assert images.dtype == torch.uint8
@@ -643,6 +718,27 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         Pictures(tmp_path)
     picture(tmp_path / "class" / "a.png")
     assert len(Pictures(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_pictures_are_looked_for_and_read_once(split: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "test"):
+        pictures(tmp_path / part if split else tmp_path, 20)
+    opened: list[str] = []
+    open_picture = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_picture(path))
+    data = module_of(tmp_path)
+    for train in (True, False):
+        from_files = data.subset(2, train=train)
+        data.load(train=train)
+        data._loader(train=train, batch_size=2, parts=1)
+        before = len(opened)
+        from_memory = data.subset(2, train=train)
+        assert len(opened) == before
+        for seen, again in zip(from_files, from_memory, strict=True):
+            assert torch.equal(seen, again)
+    # Once to know the size, once to read it; the first and the two for a subset, once more.
+    assert len(opened) == (2 * 40 + 2 * 3 if split else 2 * 20 + 1 + 2 * 2)
 
 
 def test_one_picture_is_too_few_to_train_and_hold_out(tmp_path: Path) -> None:

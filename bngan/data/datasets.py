@@ -1,5 +1,7 @@
 """The data sets by name. A new one is a class with `image_shape`, `prepare` and `load`, and one line in DATASETS."""
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -9,6 +11,8 @@ from torch import Tensor
 from torchvision import datasets
 
 from bngan.data import mnist
+
+CHUNK = 10_000  # images that are turned at a time
 
 
 class Labelled(NamedTuple):
@@ -44,7 +48,7 @@ class MNIST:
         mnist.lay_out(root)
 
     def load(self, root: Path, *, train: bool) -> Labelled:
-        return _labelled(datasets.MNIST(str(root), train=train))
+        return _read_pair(root / "MNIST" / "raw", "train" if train else "t10k")
 
 
 class Downloaded:
@@ -52,20 +56,32 @@ class Downloaded:
 
     Args:
         title: its name, for messages.
-        build: makes torchvision's data set from (root, train, download).
+        folder: where under the root torchvision puts it.
+        download: gets it with torchvision, given the root and whether the training images are wanted.
+        parts: beginnings of the names of the training and the held-out images' files.
         transposed: whether its images lie on their side, as EMNIST's do.
     """
 
     image_shape = (1, 28, 28)
 
-    def __init__(self, title: str, build: Callable[[str, bool, bool], datasets.MNIST], *, transposed: bool = False) -> None:
-        self.title = title
-        self.build = build
-        self.transposed = transposed
+    def __init__(
+        self,
+        title: str,
+        folder: str,
+        download: Callable[[str, bool], object],
+        parts: tuple[str, str] = ("train", "t10k"),
+        *,
+        transposed: bool = False,
+    ) -> None:
+        self.title, self.folder, self.download = title, folder, download
+        self.parts, self.transposed = parts, transposed
 
     def prepare(self, root: Path) -> None:
         try:
-            self.build(str(root), True, True)
+            for train, part in zip((True, False), self.parts, strict=True):
+                # torchvision also reads what it has downloaded, which holds a large set in memory more than once.
+                if not all(path.is_file() for path in _pair(root / self.folder / "raw", part)):
+                    self.download(str(root), train)
         except (OSError, RuntimeError) as error:
             raise OSError(
                 f"{self.title} could not be downloaded into {root} ({error}); connect to a network, or copy the files there "
@@ -73,27 +89,65 @@ class Downloaded:
             ) from error
 
     def load(self, root: Path, *, train: bool) -> Labelled:
-        images, labels = _labelled(self.build(str(root), train, False))
-        return Labelled(images.mT.contiguous() if self.transposed else images, labels)
+        images, labels = _read_pair(root / self.folder / "raw", self.parts[not train])
+        if self.transposed:
+            for some in images.split(CHUNK):
+                some.copy_(some.mT.contiguous())
+        return Labelled(images, labels)
 
 
-def _labelled(dataset: datasets.MNIST) -> Labelled:
-    return Labelled(dataset.data.unsqueeze(1), dataset.targets.to(torch.long))
+def _pair(folder: Path, part: str) -> tuple[Path, Path]:
+    return folder / f"{part}-images-idx3-ubyte", folder / f"{part}-labels-idx1-ubyte"
+
+
+def _read_pair(folder: Path, part: str) -> Labelled:
+    pictures, classes = _pair(folder, part)
+    images, labels = read_idx(pictures, 3).unsqueeze(1), read_idx(classes, 1).to(torch.long)
+    if len(images) != len(labels):
+        raise ValueError(f"{pictures} holds {len(images)} images and {classes} {len(labels)} labels; delete the wrong one")
+    return Labelled(images, labels)
+
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """Return the bytes of a file of MNIST's format as uint8 in the shape that its header tells.
+
+    They are read straight into the tensor's memory: torchvision's reader needs the size of the file three times.
+
+    Raises:
+        ValueError: if it is no such file, or longer or shorter than its header says.
+    """
+    remedy = "delete it, and the next run puts it there anew"
+    with path.open("rb") as file:
+        header = file.read(4 * (1 + dimensions))
+        if header[:4] != (0x800 + dimensions).to_bytes(4, "big") or len(header) % 4:
+            raise ValueError(f"{path} is damaged (it does not begin like bytes in {dimensions} dimensions); {remedy}")
+        shape = [int.from_bytes(header[start : start + 4], "big") for start in range(4, len(header), 4)]
+        size, found = math.prod(shape), os.fstat(file.fileno()).st_size - len(header)
+        # Before there is memory for it: a damaged header may tell any size.
+        if len(shape) != dimensions or found != size:
+            raise ValueError(f"{path} is damaged ({found} bytes, where its header says {size}); {remedy}")
+        content = torch.empty(shape, dtype=torch.uint8)
+        if file.readinto(content.numpy().data) != size:
+            raise ValueError(f"{path} is being written by another program; try again")
+    return content
 
 
 def _emnist(split: str) -> Downloaded:
-    def build(root: str, train: bool, download: bool) -> datasets.MNIST:
-        return datasets.EMNIST(root, split=split, train=train, download=download)
-
-    return Downloaded(f"EMNIST {split}", build, transposed=True)
+    return Downloaded(
+        f"EMNIST {split}",
+        "EMNIST",
+        lambda root, train: datasets.EMNIST(root, split=split, train=train, download=True),
+        (f"emnist-{split}-train", f"emnist-{split}-test"),
+        transposed=True,
+    )
 
 
 DATASETS: dict[str, DataSet] = {
     "mnist": MNIST(),
     "fashion_mnist": Downloaded(
-        "Fashion-MNIST", lambda root, train, download: datasets.FashionMNIST(root, train=train, download=download)
+        "Fashion-MNIST", "FashionMNIST", lambda root, train: datasets.FashionMNIST(root, train=train, download=True)
     ),
-    "kmnist": Downloaded("KMNIST", lambda root, train, download: datasets.KMNIST(root, train=train, download=download)),
+    "kmnist": Downloaded("KMNIST", "KMNIST", lambda root, train: datasets.KMNIST(root, train=train, download=True)),
     "emnist_letters": _emnist("letters"),
     "emnist_balanced": _emnist("balanced"),
     "emnist_digits": _emnist("digits"),

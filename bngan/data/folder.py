@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as tv
+
+Item = TypeVar("Item")
 
 
 class Pictures(ImageFolder):
@@ -70,7 +73,7 @@ class Pictures(ImageFolder):
         """Return those pictures as uint8 (N, C, H, W), with labels int64 (N,)."""
         images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.long)
-        for target, row in enumerate(track(rows, description="reading pictures", disable=not sys.stderr.isatty())):
+        for target, row in enumerate(_watched(rows, "reading pictures")):
             images[target], labels[target] = self[row]
         return images, labels
 
@@ -78,13 +81,18 @@ class Pictures(ImageFolder):
         remedy = "give --data.image_size 64, say, and every picture is resized and its centre cut out"
         if expected[0] != expected[1]:
             raise ValueError(f"{self.samples[0][0]} is {expected[0]} x {expected[1]}, not square: {remedy}")
-        for path, _ in self.samples:
+        for path, _ in _watched(self.samples, "looking at pictures"):
             with _opened(path) as picture:
                 if picture.size != expected:
                     raise ValueError(
                         f"pictures of different sizes: {self.samples[0][0]} is {expected[0]} x {expected[1]}, {path} is "
                         f"{picture.size[0]} x {picture.size[1]}; {remedy}"
                     )
+
+
+def _watched(items: Sequence[Item], doing: str) -> Iterable[Item]:
+    """Show on a terminal how far it is."""
+    return track(items, description=doing, disable=not sys.stderr.isatty())
 
 
 def _opened(path: str) -> Image.Image:

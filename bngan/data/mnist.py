@@ -30,7 +30,9 @@ def lay_out(root: Path) -> None:
     for name, md5 in MD5.items():
         target = raw / name
         if target.exists():
-            _verify(target.read_bytes(), md5, f"{target} is corrupt; delete it and it is made anew")
+            with target.open("rb") as file:
+                found = hashlib.file_digest(file, _md5).hexdigest()  # in pieces: it may be as large as the data
+            _verify(found, md5, f"{target} is corrupt; delete it and it is made anew")
             continue
         raw.mkdir(parents=True, exist_ok=True)
         packaged = PACKAGED / f"{name}.xz"
@@ -39,12 +41,15 @@ def lay_out(root: Path) -> None:
             content = lzma.decompress(packaged.read_bytes())
         except lzma.LZMAError as error:
             raise ValueError(damaged) from error
-        _verify(content, md5, damaged)
+        _verify(_md5(content).hexdigest(), md5, damaged)
         _write_atomically(target, content)
 
 
-def _verify(content: bytes, md5: str, complaint: str) -> None:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+def _md5(content: bytes = b"") -> "hashlib._Hash":
+    return hashlib.md5(content, usedforsecurity=False)
+
+
+def _verify(found: str, md5: str, complaint: str) -> None:
     if found != md5:
         raise ValueError(f"{complaint} (MD5 {found}, expected {md5})")
 

@@ -6,17 +6,19 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as tv
 
 from bngan import distributed
-from bngan.data.datasets import DATASETS, Labelled
+from bngan.data.datasets import CHUNK, DATASETS, Labelled
 from bngan.data.folder import Pictures
 from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader, to_unit_range
 from bngan.randomness import generator
 
 Name = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "emnist_digits", "folder"]
 HELD_OUT_SHARE = 0.1
+MANY = 5_000  # pictures that take more than an instant to read
 SUBSET_SEED = 0
 
 
@@ -85,6 +87,7 @@ class ImageDataModule(LightningDataModule):
         self.predict_samples, self.seed = predict_samples, seed
         self.updates_per_batch, self.parts_per_update = updates_per_batch, parts_per_update
         self._loaded: dict[bool, Labelled] = {}
+        self._found: dict[str, Pictures] = {}
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -127,11 +130,13 @@ class ImageDataModule(LightningDataModule):
         if train not in self._loaded:
             if self.folder is not None:
                 pictures, rows = self._picture_rows(train=train)
+                if len(rows) >= MANY and distributed.rank() == 0:
+                    print(f"Reads {len(rows):,} pictures from {self.folder}", flush=True)
                 images, labels = pictures.read(rows)
             else:
                 images, labels = DATASETS[self.data_name].load(self.root, train=train)
                 if images.shape[-1] != self.image_shape[-1]:
-                    images = tv.resize(images, list(self.image_shape[1:]), antialias=True)
+                    images = self._resized(images)
             self._loaded[train] = Labelled(images, labels)
         return self._loaded[train]
 
@@ -145,7 +150,7 @@ class ImageDataModule(LightningDataModule):
         labels = self.load(train=train).labels if pictures is None else torch.tensor([pictures.targets[row] for row in rows])
         kept = torch.arange(len(labels)) if without is None else (labels != without).nonzero().flatten()
         chosen = kept[torch.randperm(len(kept), generator=generator(SUBSET_SEED, train))[:count]]
-        if pictures is not None:
+        if pictures is not None and train not in self._loaded:
             return Labelled(*pictures.read([rows[row] for row in chosen.tolist()]))
         return Labelled(self.load(train=train).images[chosen], labels[chosen])
 
@@ -158,6 +163,13 @@ class ImageDataModule(LightningDataModule):
             assert pictures is not None
             return PictureLoader(Subset(pictures, rows), batches, self.num_workers)
         return TensorLoader(*self._placed(source), batches)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Return the images at the size that is asked for, a part at a time: torchvision computes in float32."""
+        resized = torch.empty(len(images), *self.image_shape, dtype=torch.uint8)
+        for target, some in zip(resized.split(CHUNK), images.split(CHUNK), strict=True):
+            target.copy_(tv.resize(some, list(self.image_shape[1:]), antialias=True))
+        return resized
 
     def _batches(self, num_rows: int, batch_size: int, *, train: bool, parts: int = 1) -> ShardedBatches:
         rank, ranks = distributed.rank(), distributed.world_size()
@@ -174,24 +186,32 @@ class ImageDataModule(LightningDataModule):
             return source
         return Labelled(source.images.to(device), source.labels.to(device))
 
+    @cached_property
+    def _is_split(self) -> bool:
+        """Whether the folder's subfolders tell which pictures are held out."""
+        return self.folder is not None and all((self.folder / part).is_dir() for part in ("train", "test"))
+
     def _pictures(self, *, train: bool) -> Pictures:
+        """Return the pictures, which are looked for once: each is opened to know its size."""
+        part = "" if not self._is_split else "train" if train else "test"
+        if part not in self._found:
+            self._found[part] = self._find_pictures(part)
+        return self._found[part]
+
+    def _find_pictures(self, part: str) -> Pictures:
         assert self.folder is not None
-        split = self.folder / ("train" if train else "test")
-        if not ((self.folder / "train").is_dir() and (self.folder / "test").is_dir()):
-            return Pictures(self.folder, self.image_size, self.channels)
-        pictures = Pictures(split, self.image_size, self.channels if train else self.image_shape[0])
-        if not train and pictures.image_shape != self.image_shape:
+        pictures = Pictures(self.folder / part, self.image_size, self.image_shape[0] if part == "test" else self.channels)
+        if part == "test" and pictures.image_shape != self.image_shape:
             raise ValueError(
                 f"pictures of different sizes: those in {self.folder / 'train'} have sides of {self.image_shape[-1]}, those in "
-                f"{split} of {pictures.image_shape[-1]}; give --data.image_size 64, say, to bring all to one size"
+                f"{self.folder / part} of {pictures.image_shape[-1]}; give --data.image_size 64, say, to bring all to one size"
             )
         return pictures
 
     def _picture_rows(self, *, train: bool) -> tuple[Pictures, list[int]]:
         """Return the pictures and which of them belong to training or are held out."""
         pictures = self._pictures(train=train)
-        assert self.folder is not None
-        if Path(pictures.root) != self.folder:
+        if self._is_split:
             return pictures, list(range(len(pictures)))
         if len(pictures) < 2:
             raise ValueError(f"{self.folder} holds one picture; at least 2 are needed, to train and to hold out")
