@@ -40,7 +40,7 @@ DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
 # Settings of the model that come from elsewhere, and where from.
 LINKED = {"image_shape": "data.image_shape", "seed": "seed_everything"}
 # Settings of the data that a checkpoint brings along; where the files lie depends on the machine.
-DATA_KEPT = ("name", "folder", "image_size", "channels", "batch_size")
+DATA_KEPT = ("name", "folder", "image_size", "channels", "batch_size", "alternations_per_step")
 # Groups of settings that a run goes on with, and what of them depends on the machine.
 RUN_KEPT: dict[str, set[str]] = {
     "trainer": {"accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"},
@@ -144,6 +144,14 @@ class GanCLI(LightningCLI):
         run = self._run_settings(Path(path)) if self.config.subcommand == "fit" else {}
         brought = {self.config.subcommand: {**run, "model": model, "data": data, **seed}}
         self.config = self.parser.parse_object(brought, self.config)
+        settings = self.config[self.config.subcommand]
+        group = datas.get("alternations_per_step", 1)
+        counted = self.config.subcommand == "fit" and settings.trainer.check_val_every_n_epoch is None
+        if counted and settings.data.alternations_per_step != group:
+            raise ValueError(
+                f"--data.alternations_per_step must stay {group} where --trainer.check_val_every_n_epoch is null: validations are "
+                "due by the number of all steps"
+            )
         self._saved_state = content["state_dict"]
 
     def _run_settings(self, checkpoint: Path) -> dict[str, Any]:
