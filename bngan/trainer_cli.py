@@ -149,8 +149,8 @@ class GanCLI(LightningCLI):
         counted = self.config.subcommand == "fit" and settings.trainer.check_val_every_n_epoch is None
         if counted and settings.data.alternations_per_step != group:
             raise ValueError(
-                f"--data.alternations_per_step must stay {group} where --trainer.check_val_every_n_epoch is null: validations are "
-                "due by the number of all steps"
+                f"--data.alternations_per_step must stay {group} where --trainer.check_val_every_n_epoch is null, which counts "
+                "steps from the run's beginning"
             )
         self._saved_state = content["state_dict"]
 

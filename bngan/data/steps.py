@@ -35,8 +35,8 @@ def settings_in_steps(trainer: Trainer, batches: int, group: int) -> dict[str, i
         below = next((other for other in range(number - 1, 0, -1) if fits(other)), None)
         above = next(other for other in count(number + 1) if fits(other))
         raise ValueError(
-            f"--trainer.{setting} {number} does not fit the steps of --data.alternations_per_step {group} in an epoch of {epoch} "
-            f"alternations: give {above if below is None else f'{below} or {above}'}"
+            f"--trainer.{setting} {number} does not fit the steps of --data.alternations_per_step {group}: give "
+            f"{above if below is None else f'{below} or {above}'}"
         )
 
     in_steps: dict[str, int] = {}
