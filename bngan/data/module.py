@@ -34,10 +34,10 @@ class ImageDataModule(LightningDataModule):
         image_size: side of the square images; unset keeps the native size.
         channels: 1 for grey or 3 for colour, for name folder; unset takes the first picture's.
         batch_size: images per update of a network, over all devices together.
-        alternations_per_step: alternations for which the Trainer hands over images at a time, so that its own work is done once
-            for all of them; an epoch's last step has those that are left. Training comes out the same. The run is validated and
-            saved, and stops, between steps only, so that the Trainer's max_steps, limit_train_batches and val_check_interval,
-            which count alternations, must fit the steps. A fast_dev_run takes one alternation at a time.
+        alternations_per_step: alternations in one step of the Trainer, whose own work is then done once for all of them.
+            Training and its plots come out the same; a checkpoint, a validation or a stop waits for the step's end, and
+            max_steps, limit_train_batches and val_check_interval, which count alternations, must fit the steps, of which an
+            epoch's last has those that are left. A fast_dev_run has one alternation a step.
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that read a folder too large to hold in memory.
         in_memory_gb: largest size, in GB, of images that are held in memory, on the accelerator where they fit.
