@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -37,6 +37,7 @@ from bngan.randomness import Stream
 Batch = Tensor | Sequence[Tensor]
 Draw = Callable[..., Tensor]
 Play = Callable[[Tensor], Tensor]
+Listener = Callable[[Trainer, "GAN"], None]
 Weights = Literal["raw", "average"]
 EmaBuffers = Literal["copy", "average", "recalibrate"]
 EMA_BUFFERS: tuple[EmaBuffers, ...] = ("copy", "average", "recalibrate")
@@ -58,7 +59,10 @@ class GAN(LightningModule):
 
     One alternation is `n_critic` updates of D followed by one of G. `iteration` counts alternations, and everything else
     follows it: the x axis of every plot, schedules, file names, and the Trainer's max_steps. Each update sees a batch of
-    its own, so a training batch holds n_critic times as many images as one update uses.
+    its own, so an alternation takes n_critic times as many images as one update uses.
+
+    A step of the Trainer is one alternation, or as many as the data's alternations_per_step says. A callback of the Trainer
+    that must see single ones may have `on_alternation_start(trainer, gan)` and `on_alternation_end(trainer, gan)`.
 
     Args:
         network: mlp, the text's fully connected networks, or conv, DCGAN's.
@@ -171,9 +175,7 @@ class GAN(LightningModule):
                 "leave out --model.compile"
             )
         if d_dropout and compile:
-            raise ValueError(
-                "compile cannot be combined with d_dropout, whose masks come from without; leave it out"
-            )
+            raise ValueError("compile cannot be combined with d_dropout, whose masks come from without; leave it out")
 
         self.automatic_optimization = False
         self.image_shape = tuple(image_shape)
@@ -217,10 +219,12 @@ class GAN(LightningModule):
         self.observed: dict[str, Tensor] = {}
         # Images per update over all devices; known once there is data or a checkpoint.
         self.batch_size = 128
+        self._images_per_alternation = 0  # on this device; 0: all that a step has
+        self._starters: list[Listener] = []
+        self._enders: list[Listener] = []
         self._due = False
         self._unhooked = False
         self._checked_size = 0
-        self._total_iterations = math.inf
         self._validated = 0
 
     # Generating ---------------------------------------------------------------------------------------------------
@@ -292,12 +296,19 @@ class GAN(LightningModule):
     # Training -----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Run one alternation on images (n_critic * N, C, H, W) in [-1, 1], or on (images, labels)."""
+        """Run alternations on images in [-1, 1], n_critic * N (C, H, W) of them for each, or on (images, labels)."""
+        for images in self.by_alternation(batch):
+            self._tell(self._starters)
+            self._alternate(images)
+            self._tell(self._enders)
+
+    def _alternate(self, images: Tensor) -> None:
+        """Update D n_critic times and G once, on images (n_critic * N, C, H, W)."""
         d_optimizer, g_optimizer = self._scheduled_optimizers()
         if self.compiled and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        dropouts = self._guide_dropout(batch)
-        for turn, real_images in enumerate(self._split_batch(batch)):
+        dropouts = self._guide_dropout(images)
+        for turn, real_images in enumerate(self._split_batch(images)):
             noise = self._instance_noise(real_images, turn)
             fake_images = self._update_discriminator(d_optimizer, real_images, noise, turn)
             if turn == self.n_critic - 1:
@@ -390,19 +401,26 @@ class GAN(LightningModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Learn the batch size, by which samples may be normalized."""
-        self.batch_size = getattr(cast(Any, self.trainer).datamodule, "batch_size", self.batch_size)
+        """Learn the batch size, by which samples may be normalized, and who must be told of each alternation."""
+        trainer = cast(Any, self.trainer)
+        self.batch_size = getattr(trainer.datamodule, "batch_size", self.batch_size)
+        grouped = getattr(trainer.datamodule, "alternations_per_step", 1) > 1
+        self._images_per_alternation = self.batch_size * self.n_critic // trainer.world_size if grouped else 0
+        self._starters, self._enders = (
+            [getattr(callback, hook) for callback in trainer.callbacks if hasattr(callback, hook)]
+            for hook in ("on_alternation_start", "on_alternation_end")
+        )
+        self.__dict__.pop("total_iterations", None)
 
     def on_train_start(self) -> None:
-        """Learn how long the run is, which the schedules need."""
+        """Forget what another run has left, and see who looks into updates."""
         for made_for_a_device in ("_averaged", "_players"):
             self.__dict__.pop(made_for_a_device, None)
         self._unhooked = _nobody_looks_into_updates(self.trainer)
         for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
             for group in optimizer.param_groups:
                 group["betas"] = self.betas  # a checkpoint brings its own, which may have been overridden
-        self._total_iterations = float(self.trainer.estimated_stepping_batches)
-        if math.isinf(self._total_iterations) and (self.noise or self.lr_decay_start < 1):
+        if math.isinf(self.total_iterations) and (self.noise or self.lr_decay_start < 1):
             rank_zero_info("The run has no end (max_epochs -1), so noise and learning rates stay constant.")
 
     def on_validation_start(self) -> None:
@@ -457,10 +475,22 @@ class GAN(LightningModule):
 
     # What one alternation needs -----------------------------------------------------------------------------------
 
+    @cached_property
+    def total_iterations(self) -> float:
+        """Alternations that the run has had at its end, known once it begins; infinite where it has no end."""
+        if self._trainer is None:
+            return math.inf
+        trainer = cast(Any, self.trainer)
+        steps = trainer.num_training_batches
+        epoch = trainer.datamodule.alternations(steps) if hasattr(trainer.datamodule, "alternations") else steps
+        ends = [trainer.max_epochs * epoch] if trainer.max_epochs != -1 else []
+        ends += [trainer.max_steps] if trainer.max_steps != -1 else []
+        return float(min(ends, default=math.inf))
+
     @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]; 0 throughout where the run has no end."""
-        return min(1.0, self.iterations_done / self._total_iterations)
+        return min(1.0, self.iterations_done / self.total_iterations)
 
     @property
     def _lr_scale(self) -> float:
@@ -489,7 +519,7 @@ class GAN(LightningModule):
         """Refuse batches of a size that cannot be trained on.
 
         Args:
-            size: images in one training batch on one device.
+            size: images of one alternation on one device.
 
         Raises:
             ValueError: if it cannot be cut into equal parts, or the parts are too small for batch norm.
@@ -503,8 +533,19 @@ class GAN(LightningModule):
                 "--data.batch_size or lower --model.accumulate"
             )
 
-    def _split_batch(self, batch: Batch) -> tuple[Tensor, ...]:
+    def by_alternation(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Cut a step's images into those of its alternations."""
         images = _images(batch)
+        return images.split(self._images_per_alternation or len(images))
+
+    def _tell(self, listeners: list[Listener]) -> None:
+        if listeners:
+            # They draw and measure as they would between steps, whatever the precision of training.
+            with torch.autocast(self.device.type, enabled=False):
+                for listener in listeners:
+                    listener(self.trainer, self)
+
+    def _split_batch(self, images: Tensor) -> tuple[Tensor, ...]:
         if len(images) != self._checked_size:
             self.check_batch(len(images))
             if needs_reference(self.discriminator):

@@ -196,6 +196,14 @@ class GanCLI(LightningCLI):
                         "--override to go on with it all the same, or start a new run"
                     )
         self.config = self.parser.parse_object({self.config.subcommand: {**found.pop(""), **found}}, self.config)
+        settings = self.config[self.config.subcommand]
+        group = data.get("alternations_per_step", 1)
+        counted = fit and settings.trainer.check_val_every_n_epoch is None
+        if counted and settings.data.alternations_per_step != group:
+            raise ValueError(
+                f"--data.alternations_per_step must stay {group} where --trainer.check_val_every_n_epoch is null, which counts "
+                "steps from the run's beginning"
+            )
 
     def _given(self, prefix: str) -> set[str]:
         return given_settings(self.arguments, self.contents, prefix)

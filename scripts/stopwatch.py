@@ -21,27 +21,29 @@ class Stopwatch(Callback):
     `--trainer.profiler simple` measures it.
 
     Args:
-        warm_up: alternations that are not timed.
+        warm_up: alternations that are not timed, and those that end in the same step of the Trainer.
         stop_at_floors: FID, as a multiple of its floor, at which to end the run; 0 never does.
     """
 
     def __init__(self, warm_up: int = 100, stop_at_floors: float = 0.0) -> None:
         self.warm_up, self.stop_at_floors = warm_up, stop_at_floors
-        self.done = self.images = 0
+        self.done = self.images = self.warm_up_steps = 0
         self.first = self.start = self.last = self.end = 0.0
         self.validations: list[tuple[float, float, float]] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor | Sequence[Tensor], batch_idx: int
     ) -> None:
-        self.done += 1
-        if self.done == 1:
+        before, self.done = self.done, getattr(pl_module, "iterations_done", self.done + 1)
+        if before == 0:
             wait_for(pl_module.device)
             self.first = time.time()
         self.last = time.perf_counter()
-        if self.done > self.warm_up:
+        if before >= self.warm_up:
             self.images += len(batch if isinstance(batch, Tensor) else batch[0]) * trainer.world_size
-        elif self.done == self.warm_up:
+            return
+        self.warm_up_steps += 1
+        if self.done >= self.warm_up:
             wait_for(pl_module.device)
             self.start = self.last = time.perf_counter()
 
@@ -70,5 +72,5 @@ class Stopwatch(Callback):
             profiler = cast(Any, trainer).profiler
             if isinstance(profiler, SimpleProfiler):
                 waits = dict(profiler.recorded_durations)[FETCH]
-                seen["waiting"] = sum(waits[self.warm_up :]) / (self.last - self.start)
+                seen["waiting"] = sum(waits[self.warm_up_steps :]) / (self.last - self.start)
         print(json.dumps(seen), flush=True)

@@ -498,7 +498,7 @@ def test_a_loader_continues_in_the_middle_of_an_epoch(kind: str) -> None:
     running = iter(original)
     before = [seen(next(running)) for _ in range(3)]
     state = original.state_dict()
-    assert state == {"epoch": 2, "batches": 3}
+    assert state == {"epoch": 2, "batches": 3, "group": 1}
     rest = [seen(batch) for batch in running]
 
     resumed = loader_of(kind)
@@ -507,7 +507,7 @@ def test_a_loader_continues_in_the_middle_of_an_epoch(kind: str) -> None:
     set_epoch(resumed, 2)
     running = iter(resumed)
     first = seen(next(running))
-    assert resumed.state_dict() == {"epoch": 2, "batches": 4}
+    assert resumed.state_dict() == {"epoch": 2, "batches": 4, "group": 1}
     assert [first, *(seen(batch) for batch in running)] == rest
     assert len(rest) == 2
     assert rest != before[:2]
@@ -524,7 +524,7 @@ def test_a_resumed_loader_starts_the_next_epoch_at_its_beginning(kind: str) -> N
     whole = [seen(batch) for batch in resumed]
     assert whole == [seen(batch) for batch in original]
     assert len(whole) == 5
-    assert resumed.state_dict() == {"epoch": 3, "batches": 5}
+    assert resumed.state_dict() == {"epoch": 3, "batches": 5, "group": 1}
 
 
 class Recorder(LightningModule):

@@ -37,6 +37,9 @@ class Checkpoints(Checkpoint):
     SIGINT (Ctrl-C) or SIGTERM to any rank makes all of them stop at the same iteration, with a last.ckpt of it, from which
     the run goes on as if it had not stopped; a second one stops that process at once.
 
+    All this happens at the end of the Trainer's steps. Where a step has several alternations (alternations_per_step), a
+    checkpoint is made at the end of that in which it became due, and its name tells the iteration that it is of.
+
     Args:
         monitor: metric of validation by which the best is chosen.
         mode: min if smaller is better, max if larger is.
@@ -70,6 +73,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._validation_due = False
         self._started = False
+        self._step_began = -1  # iteration
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
@@ -88,6 +92,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
         self._saved_at = time.monotonic()
+        self._step_began = pl_module.iterations_done - 1
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         self._give_back_signals()
@@ -111,16 +116,19 @@ class Checkpoints(Checkpoint):
             trainer.strategy.barrier()  # whoever is gone first may have the others killed
             raise
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: GAN, batch: object, batch_idx: int) -> None:
+        self._step_began = pl_module.iterations_done
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
         loop = cast(Any, trainer).fit_loop
         self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         asked = late = False
-        if _is_time_to_ask(pl_module.iterations_done, pl_module.device):
+        if pl_module.device.type == "cpu" or self._passed(ASK_EVERY_ON_GPU, pl_module):
             asked, late = self._everyones_wishes(trainer, pl_module)
         # At the end of an epoch the place to stop is on_train_epoch_end, and at the end of the run there is no need to.
         if asked and (self._validation_due or not loop.epoch_loop._is_training_done):
             self._stop(trainer)
-        due = self.every_n_iterations and pl_module.iterations_done % self.every_n_iterations == 0
+        due = self.every_n_iterations is not None and self._passed(self.every_n_iterations, pl_module)
         if due and self.keep_all:
             self._save(trainer, f"iteration-{pl_module.iterations_done:06d}")
         if due or late:
@@ -188,6 +196,10 @@ class Checkpoints(Checkpoint):
             self._asked = asked
         return self._asked > 0, bool(late)
 
+    def _passed(self, interval: int, gan: GAN) -> bool:
+        """Whether the last step came to a multiple of so many iterations."""
+        return gan.iterations_done // interval > self._step_began // interval
+
     def _stop(self, trainer: Trainer) -> NoReturn:
         # A process that this run's own first one has started must not end as if it had crashed, or that one is killed.
         raise Stopped(0 if self._started else 128 + self._asked)
@@ -213,10 +225,6 @@ def _was_started(trainer: Trainer) -> bool:
     starts = isinstance(launcher, _SubprocessScriptLauncher) and len(launcher.procs) > 0
     starters = distributed.gather(torch.tensor(starts, dtype=torch.uint8, device=trainer.strategy.root_device))
     return trainer.local_rank != 0 and bool(starters[trainer.global_rank - trainer.local_rank])
-
-
-def _is_time_to_ask(iteration: int, device: torch.device) -> bool:
-    return device.type == "cpu" or iteration % ASK_EVERY_ON_GPU == 0
 
 
 def _go_back_before_validation(fit_loop: dict[str, Any]) -> None:

@@ -44,14 +44,15 @@ class SampleImages(Callback):
         if not trainer.is_global_zero:
             return
         if pl_module.iterations_done == 0:
-            loader = cast(Any, trainer.val_dataloaders or trainer.train_dataloader)
-            real_images = pl_module._apply_batch_transfer_handler(next(iter(loader)))[0][: self.num_samples]
-            self._show(trainer, "samples/real", "real", real_images, iteration=0)
+            held_out = cast(Any, trainer.val_dataloaders)
+            batch = pl_module._apply_batch_transfer_handler(next(iter(held_out or cast(Any, trainer.train_dataloader))))
+            real_images = batch[0] if held_out else pl_module.by_alternation(batch)[0]
+            self._show(trainer, "samples/real", "real", real_images[: self.num_samples], iteration=0)
             self._draw(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
-        if pl_module.iterations_done % self.every_n_iterations == 0 and trainer.is_global_zero:
-            self._draw(trainer, pl_module)
+    def on_alternation_end(self, trainer: Trainer, gan: GAN) -> None:
+        if gan.iterations_done % self.every_n_iterations == 0 and trainer.is_global_zero:
+            self._draw(trainer, gan)
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if trainer.is_global_zero and self._shown != pl_module.iterations_done:

@@ -41,8 +41,8 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
         self._enabled = self._enabled and trainer.is_global_zero
-        total = trainer.estimated_stepping_batches
-        self._total = None if total == float("inf") else int(total)
+        total = pl_module.total_iterations
+        self._total = None if math.isinf(total) else int(total)
         self._start = self._shown = self._mark = time.monotonic()
         self._images = self._images_at_mark = 0
         self._first_iteration = pl_module.iterations_done

@@ -48,21 +48,21 @@ class BatchNormStatistics(Callback):
         self._recording = ExitStack()
         self._seen: dict[str, list[Statistics]] | None = None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: GAN, batch: object, batch_idx: int) -> None:
-        due = (pl_module.iterations_done + 1) % self.every_n_iterations == 0
+    def on_alternation_start(self, trainer: Trainer, gan: GAN) -> None:
+        due = (gan.iterations_done + 1) % self.every_n_iterations == 0
         if due and trainer.is_global_zero and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            if pl_module.compiled:  # a compiled network would be compiled anew to be looked into
+            if gan.compiled:  # a compiled network would be compiled anew to be looked into
                 self._recording.enter_context(torch.compiler.set_stance("force_eager"))
-            self._seen = self._recording.enter_context(recorded_statistics(pl_module))
+            self._seen = self._recording.enter_context(recorded_statistics(gan))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
+    def on_alternation_end(self, trainer: Trainer, gan: GAN) -> None:
         if self._seen is None:
             return
         seen, self._seen = self._seen, None
         self._recording.close()
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                self._write(logger, pl_module, seen)
+                self._write(logger, gan, seen)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: GAN, outputs: object, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0

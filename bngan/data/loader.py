@@ -1,7 +1,7 @@
 """Batches: which rows each rank sees and when, and two ways to get them."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,12 +9,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from bngan.randomness import Stream, generator
 
+Step = TypeVar("Step")
+
 
 class ShardedBatches:
     """The row numbers of each batch of this rank, a function of (seed, epoch) and the rank alone.
 
     In training the permutation's incomplete last batch is dropped; all ranks together see what one process with the same
     global batch would see, in the same order. In evaluation every row is seen once by exactly one rank.
+
+    A training step may have several batches. Their rows follow one another, and an epoch's last step has those that are left.
+    The place in the data is counted in batches all the same.
 
     Args:
         num_rows: size of the data set.
@@ -24,6 +29,7 @@ class ShardedBatches:
         rank: this process's number.
         ranks: number of processes.
         parts: equal parts into which the reader cuts each batch; each part is dealt out to all ranks.
+        group: batches of one step in training.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class ShardedBatches:
         rank: int = 0,
         ranks: int = 1,
         parts: int = 1,
+        group: int = 1,
     ) -> None:
         if train and num_rows < batch_size:
             raise ValueError(f"a batch of {batch_size} images needs as many, but there are {num_rows}; lower --data.batch_size")
@@ -48,8 +55,10 @@ class ShardedBatches:
             )
         self.num_rows, self.batch_size, self.train, self.seed = num_rows, batch_size, train, seed
         self.rank, self.ranks, self.parts = rank, ranks, parts
+        self.group = group if train else 1
         self.epoch = 0
-        self.position = (0, 0)  # epoch, batches of it already seen
+        self._position = (0, 0)  # epoch, batches of it already seen where it was taken up
+        self._seen = 0
 
     @property
     def sampler(self) -> "ShardedBatches":
@@ -60,19 +69,24 @@ class ShardedBatches:
         """Choose the permutation."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
+    @property
+    def num_batches(self) -> int:
+        """Batches of a whole epoch."""
         if self.train:
             return self.num_rows // self.batch_size
         full, rest = divmod(self.num_rows, self.batch_size)
         # A rest with less than one row for each rank joins the batch before it: no rank may be left with nothing.
         return max(1, full + (rest >= self.ranks))
 
+    def __len__(self) -> int:
+        return -(-self.num_batches // self.group)
+
     def __iter__(self) -> Iterator[list[int]]:
         for rows in self.tensors():
             yield rows.tolist()
 
     def tensors(self) -> Iterator[Tensor]:
-        """Yield the rows of each batch that is left of the epoch, int64 (n,)."""
+        """Yield the rows of each step that is left of the epoch, int64 (n,)."""
         if not self.train:
             rows = torch.arange(self.num_rows)
             for number in range(len(self)):
@@ -80,10 +94,41 @@ class ShardedBatches:
                 yield rows[number * self.batch_size + self.rank : stop : self.ranks]
             return
         order = torch.randperm(self.num_rows, generator=generator(self.seed, Stream.PERMUTATION, self.epoch))
-        start = self.position[1] if self.position[0] == self.epoch else 0
-        for number in range(start, len(self)):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield batch.view(self.parts, self.ranks, -1)[:, self.rank].reshape(-1)
+        share = self.batch_size // (self.parts * self.ranks)
+        for first in range(self._start, self.num_batches, self.group):
+            step = order[first * self.batch_size : min(first + self.group, self.num_batches) * self.batch_size]
+            yield step.view(-1, self.ranks, share)[:, self.rank].reshape(-1)
+
+    def counted(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """Pass on what a loader makes of the steps' rows; state_dict tells how much of it was given out."""
+        self._seen = self._start
+        for step in steps:
+            self._seen = min(self._seen + self.group, self.num_batches)
+            yield step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the data: the epoch, how many of its batches were given out, and how many at a time."""
+        return {"epoch": self.epoch, "batches": self._seen, "group": self.group}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from that place.
+
+        Raises:
+            ValueError: if it lies within an epoch of other steps, which the Trainer has counted.
+        """
+        group = state.get("group", 1)
+        if state["batches"] and group != self.group:
+            raise ValueError(
+                f"the checkpoint lies within an epoch of --data.alternations_per_step {group}, and here it is {self.group}; go "
+                f"on with {group}, or from a checkpoint of an epoch's end"
+            )
+        self._position = (state["epoch"], state["batches"])
+        self._seen = state["batches"]
+        self.set_epoch(state["epoch"])
+
+    @property
+    def _start(self) -> int:
+        return self._position[1] if self._position[0] == self.epoch else 0
 
 
 class TensorLoader:
@@ -100,28 +145,23 @@ class TensorLoader:
     def __init__(self, images: Tensor, labels: Tensor, batches: ShardedBatches) -> None:
         self.images, self.labels = images, labels
         self.batch_sampler = batches
-        self._seen = 0
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, start = self.batch_sampler.position
-        self._seen = start if epoch == self.batch_sampler.epoch else 0
-        for rows in self.batch_sampler.tensors():
-            rows = rows.to(self.images.device)
-            self._seen += 1
-            yield to_unit_range(self.images.index_select(0, rows)), self.labels.index_select(0, rows)
+        return self.batch_sampler.counted(self._read(rows.to(self.images.device)) for rows in self.batch_sampler.tensors())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data: the epoch and how many of its batches were given out."""
-        return {"epoch": self.batch_sampler.epoch, "batches": self._seen}
+        """Return the place in the data."""
+        return self.batch_sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from that place."""
-        self.batch_sampler.position = (state["epoch"], state["batches"])
-        self.batch_sampler.set_epoch(state["epoch"])
-        self._seen = state["batches"]
+        self.batch_sampler.load_state_dict(state)
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return to_unit_range(self.images.index_select(0, rows)), self.labels.index_select(0, rows)
 
 
 class PictureLoader(DataLoader):
@@ -139,24 +179,18 @@ class PictureLoader(DataLoader):
             pin_memory=torch.cuda.is_available(),
         )
         self.batches = batches
-        self._seen = 0
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, start = self.batches.position
-        self._seen = start if epoch == self.batches.epoch else 0
-        for batch in super().__iter__():
-            self._seen += 1
-            yield batch
+        # The workers must not start before the first step is asked for: only then is the epoch known.
+        yield from self.batches.counted(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data: the epoch and how many of its batches were given out."""
-        return {"epoch": self.batches.epoch, "batches": self._seen}
+        """Return the place in the data."""
+        return self.batches.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from that place."""
-        self.batches.position = (state["epoch"], state["batches"])
-        self.batches.set_epoch(state["epoch"])
-        self._seen = state["batches"]
+        self.batches.load_state_dict(state)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from bngan import distributed
 from bngan.data.datasets import CHUNK, DATASETS, Labelled
 from bngan.data.folder import Pictures
 from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader, to_unit_range
+from bngan.data.steps import settings_in_steps
 from bngan.randomness import generator
 
 Name = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "emnist_digits", "folder"]
@@ -35,6 +36,10 @@ class ImageDataModule(LightningDataModule):
         image_size: side of the square images; unset keeps the native size.
         channels: 1 for grey or 3 for colour, for name folder; unset takes the first picture's.
         batch_size: images per update of a network, over all devices together.
+        alternations_per_step: alternations in one step of the Trainer, whose own work is then done once for all of them.
+            Training and its plots come out the same; a checkpoint, a validation or a stop waits for the step's end, and
+            max_steps, limit_train_batches and val_check_interval, which count alternations, must fit the steps, of which an
+            epoch's last has those that are left. A fast_dev_run has one alternation a step.
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that read a folder too large to hold in memory.
         in_memory_gb: largest size, in GB, of images that are held in memory, on the accelerator where they fit.
@@ -52,6 +57,7 @@ class ImageDataModule(LightningDataModule):
         image_size: int | None = None,
         channels: int | None = None,
         batch_size: int = 128,
+        alternations_per_step: int = 1,
         eval_batch_size: int = 500,
         num_workers: int = 2,
         in_memory_gb: float = 2.0,
@@ -68,6 +74,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError("--data.name folder and --data.folder PATH belong together: give both or neither")
         for setting, value in (
             ("batch_size", batch_size),
+            ("alternations_per_step", alternations_per_step),
             ("eval_batch_size", eval_batch_size),
             ("predict_samples", predict_samples),
         ):
@@ -83,11 +90,13 @@ class ImageDataModule(LightningDataModule):
         self.folder = None if folder is None else Path(folder)
         self.image_size, self.channels = image_size, channels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.alternations_per_step = alternations_per_step
         self.num_workers, self.in_memory_gb = num_workers, in_memory_gb
         self.predict_samples, self.seed = predict_samples, seed
         self.updates_per_batch, self.parts_per_update = updates_per_batch, parts_per_update
         self._loaded: dict[bool, Labelled] = {}
         self._found: dict[str, Pictures] = {}
+        self._as_given: dict[str, Any] = {}
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -102,14 +111,40 @@ class ImageDataModule(LightningDataModule):
         if self.folder is None:
             DATASETS[self.data_name].prepare(self.root)
 
+    def setup(self, stage: str) -> None:
+        """Let the Trainer's settings count steps.
+
+        Raises:
+            ValueError: if one of them falls within a step.
+        """
+        if stage == "fit" and self.group > 1:
+            assert self.trainer is not None
+            in_steps = settings_in_steps(self.trainer, self._batches_of_an_epoch, self.group)
+            self._as_given = {name: getattr(self.trainer, name) for name in in_steps}
+            self._set_in_trainer(in_steps)
+
+    def teardown(self, stage: str) -> None:
+        """Give the Trainer its settings back."""
+        self._set_in_trainer(self._as_given)
+        self._as_given = {}
+
+    @property
+    def group(self) -> int:
+        """Alternations of a training step."""
+        return 1 if self.trainer is not None and cast(Any, self.trainer).fast_dev_run else self.alternations_per_step
+
+    def alternations(self, steps: float) -> float:
+        """Return how many alternations the first `steps` steps of an epoch are."""
+        return steps if self.group == 1 else min(steps * self.group, self._batches_of_an_epoch)
+
     def train_dataloader(self) -> TensorLoader | PictureLoader:
-        """Return the shuffled loader; its batches hold batch_size images for each of updates_per_batch updates."""
+        """Return the shuffled loader; each of its steps has batch_size images for each update of each alternation."""
         parts = self.updates_per_batch * self.parts_per_update
-        return self._loader(train=True, batch_size=self.batch_size * self.updates_per_batch, parts=parts)
+        return self._loader(train=True, batch_size=self.batch_size * self.updates_per_batch, parts=parts, group=self.group)
 
     def val_dataloader(self) -> TensorLoader | PictureLoader:
         """Return the loader of the held-out images."""
-        return self._loader(train=False, batch_size=self.eval_batch_size, parts=1)
+        return self._loader(train=False, batch_size=self.eval_batch_size)
 
     test_dataloader = val_dataloader
 
@@ -154,11 +189,12 @@ class ImageDataModule(LightningDataModule):
             return Labelled(*pictures.read([rows[row] for row in chosen.tolist()]))
         return Labelled(self.load(train=train).images[chosen], labels[chosen])
 
-    def _loader(self, *, train: bool, batch_size: int, parts: int) -> TensorLoader | PictureLoader:
+    def _loader(self, *, train: bool, batch_size: int, parts: int = 1, group: int = 1) -> TensorLoader | PictureLoader:
         pictures, rows = self._picture_rows(train=train) if self.folder is not None else (None, [])
         in_memory = pictures is None or len(rows) * pictures.bytes_per_image <= self.in_memory_gb * 1e9
         source = self.load(train=train) if in_memory else None
-        batches = self._batches(len(rows) if source is None else len(source.labels), batch_size, train=train, parts=parts)
+        num_rows = len(rows) if source is None else len(source.labels)
+        batches = self._batches(num_rows, batch_size, train=train, parts=parts, group=group)
         if source is None:
             assert pictures is not None
             return PictureLoader(Subset(pictures, rows), batches, self.num_workers)
@@ -171,9 +207,18 @@ class ImageDataModule(LightningDataModule):
             target.copy_(tv.resize(some, list(self.image_shape[1:]), antialias=True))
         return resized
 
-    def _batches(self, num_rows: int, batch_size: int, *, train: bool, parts: int = 1) -> ShardedBatches:
-        rank, ranks = distributed.rank(), distributed.world_size()
-        batches = ShardedBatches(num_rows, batch_size, train=train, seed=self.seed, rank=rank, ranks=ranks, parts=parts)
+    @cached_property
+    def _batches_of_an_epoch(self) -> int:
+        num_rows = len(self.load(train=True).labels) if self.folder is None else len(self._picture_rows(train=True)[1])
+        return num_rows // (self.batch_size * self.updates_per_batch)
+
+    def _set_in_trainer(self, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            setattr(self.trainer, name, value)
+
+    def _batches(self, num_rows: int, batch_size: int, *, train: bool, parts: int = 1, group: int = 1) -> ShardedBatches:
+        share = {"rank": distributed.rank(), "ranks": distributed.world_size(), "parts": parts}
+        batches = ShardedBatches(num_rows, batch_size, train=train, seed=self.seed, group=group, **share)
         if train and self.trainer is not None:
             # A DataLoader's workers start on an epoch before the Trainer has said which one it is.
             batches.set_epoch(cast(Any, self.trainer).fit_loop.epoch_progress.current.processed)

@@ -1,0 +1,70 @@
+"""The Trainer counts steps, a person counts alternations: the one's settings in terms of the other's."""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
+
+
+def settings_in_steps(trainer: Trainer, batches: int, group: int) -> dict[str, int]:
+    """Return the Trainer's settings that count batches, as numbers of steps.
+
+    A step is `group` alternations, each on a batch, but for an epoch's last step, which has those that are left. Shares of an
+    epoch stay as they are; the Trainer rounds them down to whole steps. max_steps counts alternations for the Trainer as well,
+    so it is only checked: a run ends where a step does.
+
+    Args:
+        trainer: with its settings as a person gave them, in alternations.
+        batches: batches of an epoch.
+        group: alternations of a step.
+
+    Raises:
+        ValueError: if a number cannot be said in steps, naming the nearest that can.
+    """
+    limit = trainer.limit_train_batches
+    steps = -(-batches // group)
+    epoch = min(limit, batches) if isinstance(limit, int) else min(int(steps * limit) * group, batches)
+    if epoch == 0:
+        return {}  # the loader and the Trainer have their own words for too little
+    steps = -(-epoch // group)
+
+    def check(setting: str, number: int, fits: Callable[[int], bool]) -> None:
+        if fits(number):
+            return
+        below = next((other for other in range(number - 1, 0, -1) if fits(other)), None)
+        above = next(other for other in count(number + 1) if fits(other))
+        raise ValueError(
+            f"--trainer.{setting} {number} does not fit the steps of --data.alternations_per_step {group}: give "
+            f"{above if below is None else f'{below} or {above}'}"
+        )
+
+    in_steps: dict[str, int] = {}
+    if isinstance(limit, int):
+        check("limit_train_batches", limit, lambda number: number % group == 0 or number >= batches)
+        in_steps["limit_train_batches"] = steps
+    interval = getattr(trainer, "val_check_interval", None)  # none where the interval is a time
+    if isinstance(interval, int) and trainer.limit_val_batches:
+        if trainer.check_val_every_n_epoch is None:
+            # Counted through all epochs, whose steps are alike, or else only whole epochs are.
+            unit, steps_of_unit = (group, 1) if epoch % group == 0 else (epoch, steps)
+            check("val_check_interval", interval, lambda number: number % unit == 0)
+            in_steps["val_check_interval"] = interval // unit * steps_of_unit
+        elif interval > epoch:
+            raise ValueError(
+                f"--trainer.val_check_interval {interval} is more than the {epoch} alternations of an epoch; lower it, or give "
+                "--trainer.check_val_every_n_epoch null to count through all epochs"
+            )
+        else:
+            # Where the last step is shorter, the number of all steps must not be a multiple, since that of alternations is not.
+            even = epoch % group == 0
+            check(
+                "val_check_interval",
+                interval,
+                lambda number: number == epoch or (number % group == 0 and (even or steps % (number // group) > 0)),
+            )
+            in_steps["val_check_interval"] = -(-interval // group)
+    max_epochs = cast(Any, trainer).max_epochs
+    if trainer.max_steps != -1 and (max_epochs in (None, -1) or trainer.max_steps < max_epochs * epoch):
+        check("max_steps", trainer.max_steps, lambda number: number % epoch % group == 0)
+    return in_steps
