@@ -269,7 +269,9 @@ class GanCLI(LightningCLI):
             raise ValueError(f"{odd}: networks cannot be changed by --override; start a new run")
         settings = self.config_init[str(self.subcommand)].trainer
         if settings.logger is not False:
-            # What the folder holds of iterations that are now done again must not be shown beside them.
+            # What the folder holds of iterations that are now done again must not be shown beside them. A run killed in the
+            # moment between a validation's last word and the checkpoint after it shows that validation twice, as the same
+            # values: to purge its iteration as well would lose what training logged there.
             done = 0 if self._saved_iteration is None else self._saved_iteration + 1
             purge_step = None if self._interrupted is None else done
             # The first logger's folder is the run's, so one that a person names writes beside it.
@@ -335,7 +337,8 @@ class GanCLI(LightningCLI):
             )
 
     def after_fit(self) -> None:
-        if self.model.iterations_done == self._saved_iteration:
+        validated = self.trainer.fit_loop.epoch_loop.val_loop._has_run
+        if self.model.iterations_done == self._saved_iteration and not validated:
             self._say("Nothing was left to do; to train longer raise --trainer.max_epochs or --trainer.max_steps.")
         self._say(f"Done: {self.run_folder}")
 

@@ -35,6 +35,17 @@ class StopInValidation(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Crash(Callback):
+    """Fails after an iteration, and the validation that may follow it."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: GAN, batch: object, batch_idx: int) -> None:
+        if pl_module.iterations_done == self.iteration:
+            raise RuntimeError("crashed as asked")
+
+
 class SpoilLoss(Callback):
     """Makes G's loss NaN in an iteration, on the last rank alone."""
 

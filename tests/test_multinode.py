@@ -39,6 +39,10 @@ SETTINGS = (
     "--images.every_n_iterations=5",
     "--batchnorm.every_n_iterations=5",
     "--checkpoint.every_n_iterations=20",
+    # Each of these checkpoints is one before a validation.
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.val_check_interval=20",
+    "--trainer.limit_val_batches=2",
 )
 SHORT, LONG = 10, 60
 # A machine has a name of its own and knows the other's.
@@ -202,7 +206,8 @@ def assert_whole_series(root: Path, steps: int) -> None:
     """Check that TensorBoard shows each iteration once."""
     shown = EventAccumulator(str(only_run(root)), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=True)
     shown.Reload()
-    every = {"train/": 1, "bn/": 5}
+    every = {"train/": 1, "val/": 20, "bn/d_": 20, "bn/": 5}
+    assert "val/d_loss" in shown.Tags()["scalars"]
     for tag in shown.Tags()["scalars"]:
         prefix = next((prefix for prefix in every if tag.startswith(prefix)), None)
         if prefix is not None:

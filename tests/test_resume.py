@@ -142,6 +142,40 @@ def test_stop_in_the_middle_of_a_validation(
 
 @pytest.mark.parametrize(
     "more",
+    [("--trainer.max_epochs=-1", "--trainer.max_steps=13"), ("--trainer.max_epochs=-1", "--trainer.max_steps=15"), ()],
+    ids=["within the last epoch", "at its end", "by epochs"],
+)
+def test_validation_after_the_last_iteration_is_stopped_twice_and_made_up_for(
+    more: tuple[str, ...], whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*DIGITS, "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1", *more)
+    iterations = int(last(whole(*settings))["global_step"])
+    root = f"--data.root={mnist_root}"
+    stop = ("tests.interruptions.StopInValidation", f"--trainer.callbacks.iteration={iterations}")
+    assert fit(tmp_path, root, *settings, f"--trainer.callbacks+={stop[0]}", stop[1]) == 143
+    assert fit(tmp_path, root, "--ckpt_path=last", f"--trainer.callbacks={stop[0]}", stop[1]) == 143
+    capsys.readouterr()
+    assert fit(tmp_path, root, "--ckpt_path=last", "--trainer.callbacks=null") == 0
+    assert "Nothing was left to do" not in capsys.readouterr().out
+    assert_ended_alike(whole(*settings), tmp_path, iterations)
+    assert fit(tmp_path, root, "--ckpt_path=last", "--trainer.callbacks=null") == 0
+    assert "Nothing was left to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("iteration", [3, 8, 10])
+def test_crash_after_a_validation_does_not_repeat_it(
+    iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
+) -> None:
+    settings = (*DIGITS, *WITHIN_EPOCHS, "--checkpoint.every_n_iterations=1")
+    crash = ("--trainer.callbacks+=tests.interruptions.Crash", f"--trainer.callbacks.iteration={iteration}")
+    assert fit(tmp_path, f"--data.root={mnist_root}", *settings, *crash) == 1
+    assert int(last(tmp_path)["state_dict"]["iteration"]) == iteration
+    assert fit(tmp_path, f"--data.root={mnist_root}", "--ckpt_path=last", "--trainer.callbacks=null") == 0
+    assert_ended_alike(whole(*settings), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
     [
         ("--model.n_critic=3",),
         ("--model.accumulate=2", "--model.ema_buffers=recalibrate"),

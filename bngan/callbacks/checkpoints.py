@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -71,7 +72,7 @@ class Checkpoints(Checkpoint):
         self._missed = False
         self._asked = 0
         self._saved_at = time.monotonic()
-        self._validation_due = False
+        self._validation_due = self._saved_before_validation = False
         self._started = False
         self._step_began = -1  # iteration
         self._handlers: dict[int, Any] = {}
@@ -84,6 +85,7 @@ class Checkpoints(Checkpoint):
         inner.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         # Where max_steps is set, it would end the last epoch of a checkpoint a second time.
         inner.fit_loop._iteration_based_training = _nothing
+        inner.fit_loop.__class__ = _UnvalidatedFitLoop
         # Lightning does not tell callbacks of an exception in a process that it has spawned.
         inner._run_stage = partial(self._run_stage, trainer, pl_module)
         self._started = _was_started(trainer)
@@ -151,6 +153,11 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validation_due = False
+        self._keep_best(trainer, pl_module)
+        if self._saved_before_validation:  # who goes on from it would validate, and log that, a second time
+            self._save(trainer, "last")
+
+    def _keep_best(self, trainer: Trainer, gan: GAN) -> None:
         if self.monitor not in trainer.callback_metrics:
             if not self._missed and trainer.is_global_zero:
                 print(f"No best.ckpt is kept, because validation does not measure {self.monitor}.", flush=True)
@@ -158,7 +165,7 @@ class Checkpoints(Checkpoint):
             return
         value = float(trainer.callback_metrics[self.monitor])
         if value < self.best if self.mode == "min" else value > self.best:
-            self.best, self.best_iteration = value, pl_module.iterations_done
+            self.best, self.best_iteration = value, gan.iterations_done
             self._save(trainer, "best")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
@@ -169,6 +176,10 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: GAN, checkpoint: dict[str, Any]) -> None:
         if self._validation_due:
             _go_back_before_validation(checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: GAN, checkpoint: dict[str, Any]) -> None:
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]
+        self._validation_due = self._saved_before_validation = batches["started"] > batches["processed"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_iteration": self.best_iteration}
@@ -214,6 +225,7 @@ class Checkpoints(Checkpoint):
         distributed.average_buffers(trainer.lightning_module)
         trainer.save_checkpoint(self._run_folder / "checkpoints" / f"{name}.ckpt")
         if name == "last":
+            self._saved_before_validation = self._validation_due
             self._saved_at = time.monotonic()
 
 
@@ -237,6 +249,15 @@ def _go_back_before_validation(fit_loop: dict[str, Any]) -> None:
         batches["completed"] = batches["processed"]
         fit_loop["epoch_loop.val_loop.batch_progress"][count] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     fit_loop["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+
+
+class _UnvalidatedFitLoop(_FitLoop):
+    """The Trainer's loop, which is not done while a checkpoint's last validation is, though its last iteration may be."""
+
+    @property
+    def done(self) -> bool:
+        batches = cast(Any, self.epoch_loop.val_loop.batch_progress.current)
+        return super().done and not (self.epoch_loop.restarting and batches.started > batches.processed)
 
 
 def _nothing() -> None:
