@@ -1,12 +1,15 @@
 """Imports point one way, starting is quick, and no batch norm gets a number that is not named."""
 
 import ast
+import os
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import QUICK
 
 PACKAGE = Path(__file__).parents[1] / "bngan"
 SOURCES = {
@@ -146,12 +149,55 @@ def loaded_by(statement: str) -> set[str]:
     """Which heavy libraries a fresh Python has loaded after a statement."""
     program = f"import sys; {statement}; print(*({{'torch', 'lightning', 'torchvision', 'numpy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_importing_the_package_or_its_command_line_loads_neither_torch_nor_lightning() -> None:
     assert loaded_by("import bngan, bngan.cli") == set()
     assert "numpy" in loaded_by("import numpy")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["sample", "--help"]])
+def test_help_loads_neither_torch_nor_lightning(arguments: list[str]) -> None:
+    assert loaded_by(f"from bngan.cli import main; assert main({arguments}) == 0") == set()
+    assert "torch" in loaded_by("from bngan.cli import main; main(['sample', 'absent.ckpt'])")
+
+
+FIRST = """
+import os, sys
+from lightning.pytorch import Callback
+
+class First(Callback):
+    def on_train_batch_end(self, *_):
+        print(*sys.modules, flush=True)
+        os._exit(0)  # nothing that comes later counts
+"""
+# What fit needs beyond torch, Lightning and torchmetrics, with what these packages themselves load.
+NEEDED = {"bngan", "jsonargparse", "docstring_parser", "typeshed_client", "attr", "attrs", "safetensors"}
+NEEDED |= {"tensorboard", "google", "absl"}
+HEAVY = ("torch._inductor", "torch._dynamo", "torch.onnx", "torchvision.models", "torchmetrics.", "tensorboard.backend")
+
+
+def test_fit_has_loaded_nothing_unneeded_at_its_first_alternation(mnist_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "first.py").write_text(FIRST)
+    fit = [str(PACKAGE.parent / "scripts" / "train.py"), "fit", *QUICK, f"--data.root={mnist_root}"]
+    python_path = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+
+    def loaded(*command: str) -> set[str]:
+        environment = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        return set(done.stdout.splitlines()[-1].split())
+
+    libraries = loaded("-c", "import sys, torch, lightning.pytorch, torchmetrics; print(*sys.modules)")
+    added = loaded(*fit, "--trainer.callbacks+=first.First") - libraries
+    packages = {name.partition(".")[0] for name in added} - {name.partition(".")[0] for name in libraries}
+    own = {name for name in packages - sys.stdlib_module_names if not name.startswith("_")}
+    assert {"bngan", "tensorboard", "first"} <= own <= {*NEEDED, "first"}
+    assert [name for name in added if name.startswith(HEAVY)] == []
+    assert "bngan.trainer_cli" in added
+    assert "bngan.doctor" not in added
 
 
 # Named numbers --------------------------------------------------------------------------------------------------------

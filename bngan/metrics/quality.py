@@ -12,6 +12,7 @@ from bngan.metrics.manifold import Manifold
 from bngan.metrics.modes import ClassHistogram
 
 Numbered = Iterable[tuple[Tensor, Tensor]]
+AT_ONCE = 100
 
 
 class _Features(nn.Identity):
@@ -82,7 +83,9 @@ class SampleQuality:
         return {name: float(value) for name, value in values.items()}
 
     def _update(self, images: Tensor, index: Tensor, *, real: bool) -> None:
-        self._take(self.net(images.to(self.device)), index.to(self.device), real=real)
+        # A feature net holds many times the memory of the images that it is given.
+        features = torch.cat([self.net(some) for some in images.to(self.device).split(AT_ONCE)])
+        self._take(features, index.to(self.device), real=real)
 
     def _take(self, features: Tensor, index: Tensor, *, real: bool) -> None:
         self._fid.update(features.double(), real=real)
