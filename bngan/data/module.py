@@ -124,7 +124,7 @@ class ImageDataModule(LightningDataModule):
             self._set_in_trainer(in_steps)
 
     def teardown(self, stage: str) -> None:
-        """Give the Trainer its settings back."""
+        """Give the Trainer its own settings back."""
         self._set_in_trainer(self._as_given)
         self._as_given = {}
 
