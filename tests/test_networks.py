@@ -13,6 +13,7 @@ from bngan.networks import (
     ConvDiscriminator,
     ConvGenerator,
     Discriminator,
+    Dropout,
     Generator,
     build_networks,
     needs_reference,
@@ -159,13 +160,23 @@ def test_images_of_another_shape_are_refused() -> None:
         assert network(images(4)).shape == (4, 1)
 
 
+def test_dropout_drops_where_what_it_is_given_is_below_its_share() -> None:
+    layer = Dropout(p=0.25)
+    layer.draw = lambda shape: torch.linspace(0, 1, 5).expand(shape)
+    x = torch.full((2, 5), 3.0)
+    assert layer(x).tolist() == [[0.0, 4.0, 4.0, 4.0, 4.0]] * 2
+    layer.draw = lambda shape: torch.zeros(shape)
+    assert not layer(x).any()
+    assert torch.equal(layer.eval()(x), x)
+
+
 @pytest.mark.parametrize("build", [Discriminator, ConvDiscriminator])
 def test_dropout_is_built_only_where_asked_and_acts_in_training(
     build: type[Discriminator] | type[ConvDiscriminator],
 ) -> None:
-    assert nn.Dropout not in kinds(build())
+    assert Dropout not in kinds(build())
     network = build(norm="none", dropout=0.5)
-    assert kinds(network).count(nn.Dropout) == 2
+    assert kinds(network).count(Dropout) == 2
     x = images(4)
     assert not torch.equal(network(x), network(x))
     network.eval()

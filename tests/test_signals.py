@@ -224,7 +224,10 @@ def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_elsewhere(monkey
 
 
 def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:
-    watched = "from bngan.distributed import end_with_parent; import time; end_with_parent(grace=0.5); time.sleep(60)"
+    watched = (
+        "from bngan.distributed import end_with_parent; import time; "
+        "end_with_parent(grace=0.5); print('watches', flush=True); time.sleep(60)"
+    )
     parent = (
         f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {watched!r}]).pid); sys.stdout.flush(); input()"
     )
@@ -239,7 +242,8 @@ def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:
     try:
         assert process.stdout is not None
         child = int(process.stdout.readline())
-        time.sleep(8.0)
+        assert process.stdout.readline() == "watches\n"
+        time.sleep(3.0)
         assert child in members(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         _, errors = wait_until_gone(process, seconds=10)
