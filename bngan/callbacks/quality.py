@@ -227,7 +227,8 @@ class Quality(Callback):
         known = _read_cache(path) if trainer.is_global_zero else {}
         found = trainer.strategy.broadcast(known.get(key))
         if found is None:
-            found = {name: quality.measure(self._own_rows(controls[name])) for name in names}
+            del held_out, training
+            found = {name: quality.measure(self._own_rows(controls.pop(name))) for name in names}
             if trainer.is_global_zero and self._run_folder is not None:
                 _write_cache(path, {**known, key: found})
         self._references = found

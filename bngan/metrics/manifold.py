@@ -35,12 +35,12 @@ class Manifold(FeaturePairs):
         pr_radii, dc_radii = self._real_radii(real)
         (fake_radii,) = self._radii(fake, self.pr_neighbours)
         held_fakes = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
-        recalled = covered = balls = torch.zeros((), dtype=torch.double, device=fake.device)
+        recalled, covered, balls = torch.zeros(3, dtype=torch.double, device=fake.device)
         for rows, distances in self._squared_distances(real, fake):
             held_fakes |= (distances <= pr_radii[rows, None]).any(dim=0)
-            recalled = recalled + (distances <= fake_radii).any(dim=1).count_nonzero()
-            balls = balls + (distances < dc_radii[rows, None]).count_nonzero()
-            covered = covered + (distances.amin(dim=1) < dc_radii[rows]).count_nonzero()
+            recalled += (distances <= fake_radii).any(dim=1).count_nonzero()
+            balls += (distances < dc_radii[rows, None]).count_nonzero()
+            covered += (distances.amin(dim=1) < dc_radii[rows]).count_nonzero()
         return {
             "precision": held_fakes.double().mean(),
             "recall": recalled / len(real),
@@ -57,11 +57,12 @@ class Manifold(FeaturePairs):
 
     def _radii(self, points: Tensor, *neighbours: int) -> list[Tensor]:
         """Return for each k the squared distance (N,) of each point to its k-th nearest other point."""
-        nearest = []
-        for _, distances in self._squared_distances(points, points):
+        # Made before the blocks: what is made between them and kept would leave the memory of each block in pieces.
+        nearest = points.new_empty(len(points), max(neighbours) + 1)
+        for rows, distances in self._squared_distances(points, points):
             # The nearest point is the point itself.
-            nearest.append(distances.topk(max(neighbours) + 1, dim=1, largest=False).values)
-        return [torch.cat([block[:, k] for block in nearest]) for k in neighbours]
+            nearest[rows] = distances.topk(nearest.shape[1], dim=1, largest=False).values
+        return [nearest[:, k].contiguous() for k in neighbours]
 
     def _squared_distances(self, points: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the points, and their squared distances to all others (chunk, others).

@@ -83,8 +83,12 @@ class SampleQuality:
         return {name: float(value) for name, value in values.items()}
 
     def _update(self, images: Tensor, index: Tensor, *, real: bool) -> None:
-        # A feature net holds many times the memory of the images that it is given.
-        features = torch.cat([self.net(some) for some in images.to(self.device).split(AT_ONCE)])
+        images = images.to(self.device)
+        # A feature net holds many times the memory of its images, so it gets few; what is kept is made before it is used, or
+        # it would leave that memory in pieces.
+        features = self._none.new_empty(len(images), self.num_features)
+        for target, some in zip(features.split(AT_ONCE), images.split(AT_ONCE), strict=True):
+            target.copy_(self.net(some))
         self._take(features, index.to(self.device), real=real)
 
     def _take(self, features: Tensor, index: Tensor, *, real: bool) -> None:
