@@ -163,6 +163,17 @@ def test_help_loads_neither_torch_nor_lightning(arguments: list[str]) -> None:
     assert "torch" in loaded_by("from bngan.cli import main; main(['sample', 'absent.ckpt'])")
 
 
+@pytest.mark.parametrize("before", ["enable", "disable"])
+def test_garbage_is_looked_for_after_the_imports_as_before(before: str) -> None:
+    program = (
+        f"import gc; gc.{before}(); from bngan.cli import main; main(['fit', '--trainer.absent=1']); "
+        "first = gc.get_freeze_count(); main(['fit', '--trainer.absent=1']); "
+        "print(gc.isenabled(), first > 100_000, gc.get_freeze_count() <= first)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == [str(before == "enable"), "True", "True"]
+
+
 FIRST = """
 import os, sys
 from lightning.pytorch import Callback
