@@ -25,7 +25,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "reliability.md"
 # What is promised, and the files of tests that hold it.
 TOPICS = {
-    "N ranks equal one process: weights, buffers, latents, metrics, plots": ("distributed", "metrics_on_ranks"),
+    "N ranks, and several alternations a step, equal one process: weights, buffers, latents, metrics, plots": (
+        "distributed",
+        "wires",
+        "metrics_on_ranks",
+        "alternations",
+    ),
     "strategies, precisions and every flag of the Trainer": ("strategies", "precision", "trainer_flags"),
     "a run that was stopped anywhere goes on to the same bits": ("resume",),
     "killed over and over, full disk, two runs at once": ("crash",),
