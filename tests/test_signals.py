@@ -209,18 +209,23 @@ def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_elsewhere(monkey
     loop = SimpleNamespace(_should_check_val_fx=lambda _: False, _is_training_done=False)
     trainer: Any = SimpleNamespace(world_size=2, sanity_checking=False, is_global_zero=True, state=SimpleNamespace(fn="fit"))
     trainer.fit_loop = SimpleNamespace(epoch_loop=loop, _data_fetcher=None, done=False)
-    gan: Any = SimpleNamespace(device=torch.device("meta"), iterations_done=7)
+    gan: Any = SimpleNamespace(device=torch.device("meta"), iterations_done=6)
     monkeypatch.setattr(distributed, "gather", gather)
     checkpoints = Checkpoints()
+    checkpoints.on_train_batch_start(trainer, gan, None, 6)
+    gan.iterations_done = 7
     checkpoints.on_train_batch_end(trainer, gan, None, None, 6)
     assert asked == []
     for ask in (checkpoints.heed, checkpoints.on_train_epoch_end):
         with pytest.raises(Stopped, match=str(128 + signal.SIGTERM)):
             ask(trainer, gan)
-    gan.iterations_done = 10
-    with pytest.raises(Stopped):
-        checkpoints.on_train_batch_end(trainer, gan, None, None, 9)
-    assert len(asked) == 3
+    for before, after in ((9, 10), (18, 25)):  # the other is a step of several alternations
+        gan.iterations_done = before
+        checkpoints.on_train_batch_start(trainer, gan, None, before)
+        gan.iterations_done = after
+        with pytest.raises(Stopped):
+            checkpoints.on_train_batch_end(trainer, gan, None, None, before)
+    assert len(asked) == 4
 
 
 def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:

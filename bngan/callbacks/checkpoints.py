@@ -178,6 +178,8 @@ class Checkpoints(Checkpoint):
             _go_back_before_validation(checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: GAN, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":  # whoever measures needs no more than weights
+            return
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]
         self._validation_due = self._saved_before_validation = batches["started"] > batches["processed"]
 
