@@ -17,6 +17,8 @@ Batching = Literal["joint", "separate"]
 BATCHINGS: tuple[Batching, ...] = ("joint", "separate")
 Sampling = Literal["running", "batch", "precise"]
 SAMPLINGS: tuple[Sampling, ...] = ("running", "batch", "precise")
+# From images (N, ...) to logits (N, 1); from two batches that are normalized as one where one alone needs a gradient.
+Logits = Callable[..., Tensor]
 
 
 def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,10 +95,11 @@ class ReferenceBatchNorm(nn.Module):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        self.num_batches_tracked += 1
+        self.num_batches_tracked.add_(1)
         momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.mul_(1 - momentum).add_(mean.to(self.running_mean.dtype), alpha=momentum)
-        self.running_var.mul_(1 - momentum).add_(unbiased_var.to(self.running_var.dtype), alpha=momentum)
+        # running = (1 - momentum) running + momentum batch
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), momentum)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
@@ -174,9 +177,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
-def score(
-    logits: Callable[[Tensor], Tensor], real_images: Tensor, fake_images: Tensor, batching: Batching
-) -> tuple[Tensor, Tensor]:
+def score(logits: Logits, real_images: Tensor, fake_images: Tensor, batching: Batching) -> tuple[Tensor, Tensor]:
     """Return the discriminator's logits of real and of fake images, composing its batches by policy.
 
     `joint` normalizes both by the statistics of their union. `separate` normalizes each by its own, which removes exactly
@@ -184,7 +185,8 @@ def score(
     """
     if batching == "separate":
         return logits(real_images), logits(fake_images)
-    both = logits(torch.cat([real_images, fake_images]))
+    alike = real_images.requires_grad == fake_images.requires_grad
+    both = logits(torch.cat([real_images, fake_images])) if alike else logits(real_images, fake_images)
     return both[: len(real_images)], both[len(real_images) :]
 
 
@@ -304,7 +306,6 @@ def divergence(layer: BatchNorm, batch: Statistics) -> Tensor:
     return 0.5 * (ratio - 1 - ratio.log() + (batch.mean - running_mean).square() / (running_var + layer.eps))
 
 
-Logits = Callable[[Tensor], Tensor]
 # (scale, shift) of the fakes by which a discriminator is tried.
 AFFINE_CHANGES = ((0.5, 0.0), (1.5, 0.0), (1.0, -0.5), (1.0, 0.5))
 

@@ -5,6 +5,7 @@ What a command does not need is not imported: help is instant, and only training
 
 import argparse
 import ast
+import atexit
 import gc
 import os
 import re
@@ -113,6 +114,7 @@ def _imports_kept() -> Iterator[None]:
             gc.enable()
     if len(sys.modules) > before:  # in a process that runs a second command there is other garbage about
         gc.freeze()
+        atexit.register(gc.unfreeze)  # or libraries complain that objects of theirs are never let go
 
 
 class _Parser(argparse.ArgumentParser):

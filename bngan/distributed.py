@@ -1,35 +1,22 @@
 """What must agree between the ranks of a distributed run."""
 
 import os
-import platform
-import shutil
-import socket
-import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
-from weakref import WeakKeyDictionary, ref
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.distributed_c10d import default_pg_timeout
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bngan.batchnorm import ReferenceBatchNorm, running_statistics, single
-
-# So many values at most go straight from each rank to each; of more, each rank adds up a part, but for two ranks.
-SMALL = 1 << 14
-# Ranks that meet have just told one another that they are there.
-MEETING_SECONDS = 60.0
-SIZE_BYTES = 8
+from bngan.wires import SLOT_BYTES, Wires
 
 
 def world_size() -> int:
@@ -45,183 +32,45 @@ def rank() -> int:
 @torch.no_grad()
 def gather(own: Tensor) -> Tensor:
     """Return all ranks' tensors, which have one shape, stacked by rank: (ranks, ...)."""
-    ranks, me = world_size(), rank()
+    return glance(own).clone()
+
+
+@torch.no_grad()
+def glance(own: Tensor) -> Tensor:
+    """Return what `gather` does, to be used before the next message, by which it may be overwritten."""
     own = own.detach().contiguous()
-    gathered = own.new_empty(ranks, *own.shape)
-    if not _straight(own):
-        distributed.all_gather(list(gathered.unbind()), own)
-        return gathered
-    gathered[me] = own
-    _wires().exchange(gathered, me)
+    if _is_shared(own):
+        return _wires().share(own)
+    gathered = own.new_empty(world_size(), *own.shape)
+    distributed.all_gather(list(gathered.unbind()), own)
     return gathered
 
 
 @torch.no_grad()
 def add_up(own: Tensor) -> Tensor:
     """Return the sum of the ranks' tensors, to the last bit the same on all of them."""
-    if _straight(own):
-        return gather(own).sum(dim=0)
+    if _is_shared(own):
+        return glance(own).sum(dim=0)
     total = own.detach().clone()
     distributed.all_reduce(total)
     return total
 
 
-def _straight(own: Tensor) -> bool:
-    """Tell whether a tensor is best sent from each rank to each."""
-    return own.device.type == "cpu" and (world_size() == 2 or own.numel() <= SMALL) and _wires().connected
+def _is_shared(*tensors: Tensor) -> bool:
+    """Tell whether tensors go through memory that the ranks share, as one message."""
+    first = tensors[0]
+    fitting = first.device.type == "cpu" and all(tensor.dtype == first.dtype for tensor in tensors)
+    return fitting and sum(tensor.nbytes for tensor in tensors) <= SLOT_BYTES and _wires().connected
 
 
-class _Wires:
-    """Unix sockets between the ranks, where all of them are on one machine.
-
-    A message of a layer's statistics takes gloo 0.2 to 2 ms on a processor, since threads of its own first agree on it; here
-    it takes the kernel's 0.03 ms. A rank that is gone is noticed at once, one that stands still after as long as by gloo.
-    """
-
-    def __init__(self) -> None:
-        self._sockets: dict[int, socket.socket] = {}
-        self.connected = len(set(_everyones(platform.node()))) == 1 and self._connect()
-
-    def _connect(self) -> bool:
-        """Connect this rank to all others if all can; else rank 0 says why not."""
-        folder = [""]
-
-        def make_folder() -> None:
-            if rank() == 0:
-                folder[0] = tempfile.mkdtemp(prefix="bngan-")
-
-        try:
-            reason = _failure(make_folder)
-            distributed.broadcast_object_list(folder)
-            with socket.socket(socket.AF_UNIX) as server:
-                for step in (self._listen, self._meet):
-                    reason = reason or _failure(partial(step, server, Path(folder[0])))
-        finally:
-            if rank() == 0:
-                shutil.rmtree(folder[0], ignore_errors=True)
-        if reason:
-            self.close()
-            if rank() == 0:
-                print(f"The ranks talk through gloo, which takes longer than sockets in {folder[0]} ({reason}).", flush=True)
-            return False
-        for wire in self._sockets.values():
-            wire.settimeout(None)
-            # The kernel's own limits: with Python's, each message would take one call of the system more, and twice as long.
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                wire.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", max(1, int(_patience())), 0))
-        itself = ref(self)
-
-        def let_go() -> None:
-            if wires := itself():
-                wires.close()
-
-        # A worker that reads data would keep a dead rank's end open, and the others waiting.
-        os.register_at_fork(after_in_child=let_go)
-        return True
-
-    def _listen(self, server: socket.socket, folder: Path) -> None:
-        server.bind(str(folder / str(rank())))
-        server.listen(world_size())
-        server.settimeout(MEETING_SECONDS)
-
-    def _meet(self, server: socket.socket, folder: Path) -> None:
-        for other in range(rank()):
-            wire = self._sockets[other] = socket.socket(socket.AF_UNIX)
-            wire.settimeout(MEETING_SECONDS)
-            wire.connect(str(folder / str(other)))
-            _send(wire, rank().to_bytes(4, "big"))
-        for _ in range(rank() + 1, world_size()):
-            wire, _ = server.accept()
-            wire.settimeout(MEETING_SECONDS)
-            caller = bytearray(4)
-            _receive(wire, memoryview(caller))
-            self._sockets[int.from_bytes(caller, "big")] = wire
-
-    def close(self) -> None:
-        """Let go of all sockets, which the other ranks notice."""
-        for wire in self._sockets.values():
-            wire.close()
-
-    def exchange(self, gathered: Tensor, me: int) -> None:
-        """Send this rank's tensor, gathered[me], to all others, and receive theirs in their places.
-
-        Raises:
-            RuntimeError: if another rank is gone, stands still, or has sent a message of another size.
-        """
-        content = gathered.view(len(gathered), -1).view(torch.uint8).numpy()
-        other = me
-        try:
-            # In this order every pair of ranks meets, whatever the others do.
-            for other, wire in sorted(self._sockets.items()):
-                for sending in (me < other, me > other):
-                    if sending:
-                        _send(wire, content[me])
-                    else:
-                        _receive(wire, memoryview(content[other]))
-        except BlockingIOError as error:  # what the kernel's limits come to
-            self.close()
-            raise RuntimeError(f"Timed out waiting for rank {other}") from error
-        except OSError as error:
-            self.close()
-            raise RuntimeError("Connection closed by peer") from error
-        except RuntimeError:
-            self.close()
-            raise
+_WIRES: WeakKeyDictionary[Any, Wires] = WeakKeyDictionary()
 
 
-def _send(wire: socket.socket, content: Any) -> None:
-    """Send a message behind its size, by which ranks that disagree find out."""
-    content = memoryview(content)
-    sent = wire.sendmsg([len(content).to_bytes(SIZE_BYTES, "big"), content]) - SIZE_BYTES
-    if sent < len(content):
-        wire.sendall(content[sent:])
-
-
-def _receive(wire: socket.socket, target: memoryview) -> None:
-    header, count = bytearray(SIZE_BYTES), 0
-    size = memoryview(header)
-    while count < SIZE_BYTES + len(target):
-        received = wire.recvmsg_into([size[count:], target[max(0, count - SIZE_BYTES) :]])[0]
-        if received == 0:
-            raise RuntimeError("Connection closed by peer")
-        count += received
-        if count >= SIZE_BYTES and (told := int.from_bytes(header, "big")) != len(target):
-            raise RuntimeError(f"another rank has sent {told} bytes where this one has {len(target)}: they have parted")
-
-
-def _everyones(own: Any) -> list[Any]:
-    found: list[Any] = [None] * world_size()
-    distributed.all_gather_object(found, own)
-    return found
-
-
-def _failure(step: Callable[[], None]) -> str:
-    """Let each rank do a step; return why one of them could not, or nothing."""
-    own = ""
-    try:
-        step()
-    except OSError as error:
-        own = str(error) or type(error).__name__
-    return next(filter(None, _everyones(own)), "")
-
-
-def _patience() -> float:
-    """Return for how many seconds the ranks' own messages wait for one another."""
-    try:
-        options = cast(Any, distributed.group.WORLD)._get_backend(torch.device("cpu")).options
-    except RuntimeError:  # these ranks are grouped for GPUs alone
-        return default_pg_timeout.total_seconds()
-    return options._timeout.total_seconds()
-
-
-_WIRES: WeakKeyDictionary[Any, _Wires] = WeakKeyDictionary()
-
-
-def _wires() -> _Wires:
+def _wires() -> Wires:
     """Return the wires of the ranks as they are grouped now; all ranks must ask at the same place."""
     group = distributed.group.WORLD
     if group not in _WIRES:
-        _WIRES[group] = _Wires()
+        _WIRES[group] = Wires()
     return _WIRES[group]
 
 
@@ -295,6 +144,37 @@ def own_rows(rows: Tensor, parts: int) -> Tensor:
     return dealt[:, rank()].reshape(-1, *rows.shape[1:])
 
 
+class SharedDraws:
+    """Random numbers for whole global batches, of which each rank gets its rows; each batch is drawn by one rank for all.
+
+    A rank cannot draw its own rows alone, since they depend on how much was drawn before them. So each rank draws one of the
+    next batches, as many as there are ranks, and deals its rows out.
+
+    Args:
+        draw: fills a tensor with the batch of a number.
+        parts: as for `own_rows`.
+    """
+
+    def __init__(self, draw: Callable[[int, Tensor], object], parts: int) -> None:
+        self._draw, self._parts = draw, parts
+        self._dealt: dict[int, Tensor] = {}
+
+    def rows(self, number: int, whole: Tensor) -> Tensor:
+        """Return this rank's rows of a batch; all ranks must ask for the same numbers, one after the other.
+
+        Args:
+            number: which batch.
+            whole: a tensor of the shape, dtype and device of the whole batch, which may be written to.
+        """
+        if world_size() == 1 or not _is_shared(whole):
+            self._draw(number, whole)
+            return own_rows(whole, self._parts)
+        if number not in self._dealt:
+            batches = _wires().fill(whole.shape, whole.dtype, lambda place: self._draw(number + rank(), place))
+            self._dealt = {number + turn: own_rows(batch, self._parts).clone() for turn, batch in enumerate(batches)}
+        return self._dealt.pop(number)
+
+
 class SynchronizedBatchNorm(ReferenceBatchNorm):
     """Batch norm over the union of all ranks' batches, by the same equations, on any device.
 
@@ -308,12 +188,12 @@ class SynchronizedBatchNorm(ReferenceBatchNorm):
 
     def forward(self, z: Tensor) -> Tensor:
         """Normalize z (N, C, ...) by the statistics of all ranks' in training, by the running ones in evaluation."""
-        if self.local or not self.training or world_size() == 1:
+        if self.local or not self.training or (ranks := world_size()) == 1:
             return super().forward(z)
         y, mean, var = _NormalizeTogether.apply(single(z), self.weight, self.bias, self.eps)
         if self.track_running_stats:
-            count = world_size() * z.numel() // self.num_features
-            self._update_running(mean, var * count / (count - 1))
+            count = ranks * z.numel() // self.num_features
+            self._update_running(mean, var * (count / (count - 1)))
         return y.to(z.dtype)
 
 
@@ -330,10 +210,11 @@ class _NormalizeTogether(torch.autograd.Function):
             own_mean, own_var = torch.batch_norm_update_stats(z, None, None, 0.0)
         else:
             own_var, own_mean = torch.var_mean(z, dim=(0, *range(2, z.ndim)), correction=0)
-        means, variances = gather(torch.stack([own_mean, own_var])).unbind(dim=1)
-        mean = means.mean(dim=0)
+        means, variances = glance(torch.stack([own_mean, own_var])).unbind(dim=1)
+        ranks = len(means)
+        mean = means.sum(dim=0).div_(ranks)
         # Pooled about the common mean, so that no digits are lost where it is large.
-        var = (variances + (means - mean).square()).mean(dim=0)
+        var = (means - mean).square_().add_(variances).sum(dim=0).div_(ranks)
         ctx.save_for_backward(z, weight, mean, (var + eps).rsqrt())
         ctx.mark_non_differentiable(mean, var)
         return F.batch_norm(z, mean, var, weight, bias, training=False, eps=eps), mean, var
@@ -384,6 +265,9 @@ class SynchronizedBatchNorms(LayerSync):
 
 def _average_in_place(tensors: Sequence[Tensor]) -> None:
     if not tensors:
+        return
+    if _is_shared(*tensors):
+        _wires().average(tensors)
         return
     flat = average(torch.cat([tensor.flatten() for tensor in tensors]))
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -36,7 +36,7 @@ from bngan.randomness import Stream
 
 Batch = Tensor | Sequence[Tensor]
 Draw = Callable[..., Tensor]
-Play = Callable[[Tensor], Tensor]
+Play = Callable[..., Tensor]
 Listener = Callable[[Trainer, "GAN"], None]
 Weights = Literal["raw", "average"]
 EmaBuffers = Literal["copy", "average", "recalibrate"]
@@ -235,9 +235,12 @@ class GAN(LightningModule):
 
     forward = generate
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to D's logits (N, 1), in float32 at least, since losses saturate in half precision."""
-        logits = cast(Any, self.discriminator).logits(images)
+    def logits(self, *batches: Tensor) -> Tensor:
+        """Map images (N, C, H, W), in one or several batches that are normalized as one, to D's logits (N, 1).
+
+        They are float32 at least, since losses saturate in half precision.
+        """
+        logits = cast(Any, self.discriminator).logits(*batches)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def sample_latents(self, start: int, stop: int, seed: int = 0) -> Tensor:
@@ -414,8 +417,8 @@ class GAN(LightningModule):
 
     def on_train_start(self) -> None:
         """Forget what another run has left, and see who looks into updates."""
-        for made_for_a_device in ("_averaged", "_players"):
-            self.__dict__.pop(made_for_a_device, None)
+        for made_for_this_run in ("_averaged", "_players", "_noises"):
+            self.__dict__.pop(made_for_this_run, None)
         self._unhooked = _nobody_looks_into_updates(self.trainer)
         for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
             for group in optimizer.param_groups:
@@ -567,18 +570,30 @@ class GAN(LightningModule):
         """Return noise (N, 2, C, H, W) for N real and N fake images, or None once it has died away."""
         if self._noise_level == 0:
             return None
-        return self._draw(torch.randn, len(images), (2, *self.image_shape), Stream.NOISE, turn).mul_(self._noise_level)
+        whole = self._for_all(len(images), (2, *self.image_shape))
+        return self._noises.rows(self.iterations_done * self.n_critic + turn, whole).mul_(self._noise_level)
+
+    @cached_property
+    def _noises(self) -> distributed.SharedDraws:
+        """Instance noise by the number of D's update."""
+
+        def draw(number: int, target: Tensor) -> None:
+            target.normal_(generator=self._generator(Stream.NOISE, *divmod(number, self.n_critic)))
+
+        return distributed.SharedDraws(draw, parts=self.accumulate)
 
     def _draw(self, draw: Draw, count: int, shape: tuple[int, ...], stream: Stream, turn: int) -> Tensor:
         """Draw (count, *shape), this rank's share of what one process would draw for all ranks."""
-        generator = randomness.generator(self.seed, stream, self.iterations_done, turn, device=self.device)
-        everyone = draw(
-            (count * distributed.world_size(), *shape),
-            generator=generator,
-            device=self.device,
-            dtype=self.dtype_of_networks,
-        )
+        everyone = self._for_all(count, shape)
+        draw(everyone.shape, generator=self._generator(stream, self.iterations_done, turn), out=everyone)
         return distributed.own_rows(everyone, parts=self.accumulate)
+
+    def _for_all(self, count: int, shape: tuple[int, ...]) -> Tensor:
+        """Return an empty tensor for what is drawn where each rank needs (count, *shape)."""
+        return torch.empty((count * distributed.world_size(), *shape), device=self.device, dtype=self.dtype_of_networks)
+
+    def _generator(self, stream: Stream, iteration: int, turn: int) -> torch.Generator:
+        return randomness.generator(self.seed, stream, iteration, turn, device=self.device)
 
     @cached_property
     def _players(self) -> tuple[Play, Play]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from bngan.norms import CENTERING, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
 
@@ -63,7 +64,7 @@ class Generator(nn.Module):
             ValueError: if z is not (N, input_dim).
         """
         _check_latents(z, self.input_dim)
-        return _run(self.net, z, self.reference)
+        return _run(self.net, [z], self.reference)
 
 
 class Discriminator(nn.Module):
@@ -105,16 +106,17 @@ class Discriminator(nn.Module):
         """
         return self.logits(images).sigmoid()
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, input_dim) or (N, C, H, W) to logits (N, 1).
+    def logits(self, *batches: Tensor) -> Tensor:
+        """Map images (N, input_dim) or (N, C, H, W), in one or several batches that are normalized as one, to logits (N, 1).
 
         Raises:
             ValueError: if an image does not have input_dim values.
         """
-        images = images.flatten(start_dim=1)
-        if images.shape[1] != self.input_dim:
-            raise ValueError(f"expected images of {self.input_dim} values, got {images.shape[1]}")
-        return _run(self.net, images, self.reference, skip_last=True)
+        flat = [images.flatten(start_dim=1) for images in batches]
+        for images in flat:
+            if images.shape[1] != self.input_dim:
+                raise ValueError(f"expected images of {self.input_dim} values, got {images.shape[1]}")
+        return _run(self.net, flat, self.reference, skip_last=True)
 
 
 class ConvGenerator(nn.Module):
@@ -158,7 +160,7 @@ class ConvGenerator(nn.Module):
             ValueError: if z is not (N, input_dim).
         """
         _check_latents(z, self.input_dim)
-        return _run(self.net, z, self.reference)
+        return _run(self.net, [z], self.reference)
 
 
 class ConvDiscriminator(nn.Module):
@@ -209,15 +211,16 @@ class ConvDiscriminator(nn.Module):
         """
         return self.logits(images).sigmoid()
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, channels, size, size) to logits (N, 1).
+    def logits(self, *batches: Tensor) -> Tensor:
+        """Map images (N, channels, size, size), in one or several batches that are normalized as one, to logits (N, 1).
 
         Raises:
             ValueError: if the images have another shape.
         """
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"expected images (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
-        return _run(self.net, images, self.reference, skip_last=True)
+        for images in batches:
+            if images.shape[1:] != self.image_shape:
+                raise ValueError(f"expected images (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
+        return _run(self.net, batches, self.reference, skip_last=True)
 
 
 NETWORKS = ("mlp", "conv")
@@ -291,10 +294,15 @@ def needs_reference(network: nn.Module) -> bool:
     return isinstance(network.reference, Tensor) and bool(network.reference.isnan().any())
 
 
-def _run(net: nn.Sequential, x: Tensor, reference: nn.Buffer | None, *, skip_last: bool = False) -> Tensor:
-    if reference is not None:
-        x = torch.cat([reference, x])
-    modules = list(net)
+def _run(net: nn.Sequential, batches: Sequence[Tensor], reference: nn.Buffer | None, *, skip_last: bool = False) -> Tensor:
+    first, *modules = net
+    if len(batches) > 1 and not is_parametrized(first):  # spectral norm works on its weight at each call
+        # Norms alone mix images. So those that need no gradient are spared it in the first layer, which is the largest.
+        parts = batches if reference is None else [reference, *batches]
+        x = torch.cat([first(part) for part in parts])
+    else:
+        whole = batches[0] if len(batches) == 1 else torch.cat(list(batches))
+        x = first(whole if reference is None else torch.cat([reference, whole]))
     for module in modules[:-1] if skip_last else modules:
         x = module(x)
     return x if reference is None else x[len(reference) :]

@@ -61,8 +61,8 @@ class Calls(Callback):
             self.discriminator += 1
 
         pl_module.generator.register_forward_pre_hook(count_generator)
-        first = next(module for module in pl_module.discriminator.modules() if isinstance(module, nn.Linear))
-        first.register_forward_pre_hook(count_discriminator)
+        *_, last = (module for module in pl_module.discriminator.modules() if isinstance(module, nn.Linear))
+        last.register_forward_pre_hook(count_discriminator)
 
 
 def test_max_steps_counts_alternations(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ranks of one machine talk through sockets of their own: what goes wrong there is told, and nobody waits for ever."""
+"""Ranks of one machine talk through shared memory of their own: what goes wrong there is told, and nobody waits for ever."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import distributed as torch_distributed
 
-from bngan import distributed
+from bngan import distributed, wires
 
 PATIENCE, MEETING = 3.0, 2.0
 Part = Callable[[int, Path], str]
@@ -22,7 +22,7 @@ Part = Callable[[int, Path], str]
 def play(rank: int, folder: Path, part: Part) -> None:
     """Be one of two ranks, and write down what came of it."""
     torch.set_num_threads(1)
-    distributed.MEETING_SECONDS = MEETING
+    wires.MEETING_SECONDS = MEETING
     torch_distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
@@ -56,12 +56,12 @@ def played(folder: Path, part: Part) -> list[tuple[float, str]]:
 
 
 def exchange(rank: int, folder: Path) -> str:
-    """Exchange messages of many sizes and kinds, and tell whether sockets were used."""
+    """Exchange messages of many sizes and kinds, and tell whether shared memory was used."""
     for size in (1, 7, 1024, 300_000):
         for dtype in (torch.float32, torch.float64, torch.long, torch.bfloat16):
             own = torch.full((size,), rank + 1, dtype=dtype)
             assert torch.equal(distributed.gather(own), torch.tensor([[1], [2]], dtype=dtype).expand(2, size))
-    return f"through sockets: {distributed._wires().connected}"
+    return f"through shared memory: {distributed._wires().connected}"
 
 
 def differ(rank: int, folder: Path) -> str:
@@ -85,13 +85,13 @@ def stand_still(rank: int, folder: Path) -> str:
 
 def die_before_meeting(rank: int, folder: Path) -> str:
     if rank == 1:
-        distributed._Wires._meet = lambda self, server, folder: os._exit(1)
+        wires.Wires._find_others = lambda self, server, folder: os._exit(1)
     return str(distributed.gather(torch.zeros(3)))
 
 
 def stay_away(rank: int, folder: Path) -> str:
     if rank == 1:
-        distributed._Wires._meet = lambda self, server, folder: None
+        wires.Wires._find_others = lambda self, server, folder: None
     return exchange(rank, folder)
 
 
@@ -106,7 +106,7 @@ def use_this_folder(rank: int, folder: Path) -> str:
 
 
 def be_on_two_machines(rank: int, folder: Path) -> str:
-    distributed.platform.node = lambda: f"host{rank}"
+    wires.platform.node = lambda: f"host{rank}"
     return exchange(rank, folder)
 
 
@@ -120,7 +120,7 @@ def leave_a_worker(rank: int, folder: Path) -> str:
 
 
 def test_messages_of_all_sizes_and_kinds_arrive(tmp_path: Path) -> None:
-    assert [found for _, found in played(tmp_path, exchange)] == ["through sockets: True"] * 2
+    assert [found for _, found in played(tmp_path, exchange)] == ["through shared memory: True"] * 2
     assert (tmp_path / "said").read_text() == ""
 
 
@@ -152,17 +152,17 @@ def test_rank_that_dies_before_it_meets_the_others_leaves_none_waiting(tmp_path:
 
 @pytest.mark.parametrize(("part", "reason"), [(stay_away, "timed out"), (have_no_folder, "No such file or directory")])
 def test_ranks_of_one_machine_that_cannot_use_sockets_say_why(part: Part, reason: str, tmp_path: Path) -> None:
-    assert [found for _, found in played(tmp_path, part)] == ["through sockets: False"] * 2
+    assert [found for _, found in played(tmp_path, part)] == ["through shared memory: False"] * 2
     (line,) = (tmp_path / "said").read_text().splitlines()
     assert line.startswith("The ranks talk through gloo")
     assert reason in line
 
 
 def test_ranks_of_several_machines_talk_through_gloo(tmp_path: Path) -> None:
-    assert [found for _, found in played(tmp_path, be_on_two_machines)] == ["through sockets: False"] * 2
+    assert [found for _, found in played(tmp_path, be_on_two_machines)] == ["through shared memory: False"] * 2
     assert (tmp_path / "said").read_text() == ""
 
 
 def test_no_folder_is_left_behind(tmp_path: Path) -> None:
-    assert [found for _, found in played(tmp_path, use_this_folder)] == ["through sockets: True"] * 2
+    assert [found for _, found in played(tmp_path, use_this_folder)] == ["through shared memory: True"] * 2
     assert not list(tmp_path.glob("bngan-*"))
