@@ -29,49 +29,47 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-@torch.no_grad()
 def gather(own: Tensor) -> Tensor:
     """Return all ranks' tensors, which have one shape, stacked by rank: (ranks, ...)."""
     return glance(own).clone()
 
 
-@torch.no_grad()
 def glance(own: Tensor) -> Tensor:
     """Return what `gather` does, to be used before the next message, by which it may be overwritten."""
-    own = own.detach().contiguous()
-    if _is_shared(own):
-        return _wires().share(own)
+    own = own.detach()
+    if wires := _wires(own):
+        return wires.share(own)
     gathered = own.new_empty(world_size(), *own.shape)
-    distributed.all_gather(list(gathered.unbind()), own)
+    distributed.all_gather(list(gathered.unbind()), own.contiguous())
     return gathered
 
 
-@torch.no_grad()
 def add_up(own: Tensor) -> Tensor:
     """Return the sum of the ranks' tensors, to the last bit the same on all of them."""
-    if _is_shared(own):
-        return glance(own).sum(dim=0)
-    total = own.detach().clone()
+    own = own.detach()
+    if wires := _wires(own):
+        return wires.share(own).sum(dim=0)
+    total = own.clone()
     distributed.all_reduce(total)
     return total
-
-
-def _is_shared(*tensors: Tensor) -> bool:
-    """Tell whether tensors go through memory that the ranks share, as one message."""
-    first = tensors[0]
-    fitting = first.device.type == "cpu" and all(tensor.dtype == first.dtype for tensor in tensors)
-    return fitting and sum(tensor.nbytes for tensor in tensors) <= SLOT_BYTES and _wires().connected
 
 
 _WIRES: WeakKeyDictionary[Any, Wires] = WeakKeyDictionary()
 
 
-def _wires() -> Wires:
-    """Return the wires of the ranks as they are grouped now; all ranks must ask at the same place."""
+def _wires(first: Tensor, *others: Tensor) -> Wires | None:
+    """Return the wires of the ranks as they are grouped now, if these tensors can be one message of theirs.
+
+    All ranks must ask at the same place.
+    """
+    size = first.nbytes + sum(tensor.nbytes for tensor in others)
+    if first.device.type != "cpu" or size > SLOT_BYTES or any(tensor.dtype != first.dtype for tensor in others):
+        return None
     group = distributed.group.WORLD
-    if group not in _WIRES:
-        _WIRES[group] = Wires()
-    return _WIRES[group]
+    wires = _WIRES.get(group)
+    if wires is None:
+        wires = _WIRES[group] = Wires()
+    return wires if wires.connected else None
 
 
 def average(values: Tensor) -> Tensor:
@@ -166,11 +164,12 @@ class SharedDraws:
             number: which batch.
             whole: a tensor of the shape, dtype and device of the whole batch, which may be written to.
         """
-        if world_size() == 1 or not _is_shared(whole):
+        wires = _wires(whole) if world_size() > 1 else None
+        if wires is None:
             self._draw(number, whole)
             return own_rows(whole, self._parts)
         if number not in self._dealt:
-            batches = _wires().fill(whole.shape, whole.dtype, lambda place: self._draw(number + rank(), place))
+            batches = wires.fill(whole.shape, whole.dtype, lambda place: self._draw(number + rank(), place))
             self._dealt = {number + turn: own_rows(batch, self._parts).clone() for turn, batch in enumerate(batches)}
         return self._dealt.pop(number)
 
@@ -211,7 +210,7 @@ class _NormalizeTogether(torch.autograd.Function):
         else:
             own_var, own_mean = torch.var_mean(z, dim=(0, *range(2, z.ndim)), correction=0)
         means, variances = glance(torch.stack([own_mean, own_var])).unbind(dim=1)
-        ranks = len(means)
+        ctx.ranks = ranks = len(means)
         mean = means.sum(dim=0).div_(ranks)
         # Pooled about the common mean, so that no digits are lost where it is large.
         var = (means - mean).square_().add_(variances).sum(dim=0).div_(ranks)
@@ -226,8 +225,8 @@ class _NormalizeTogether(torch.autograd.Function):
         _, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
             dy, z, weight, None, None, mean, inverse_sd, True, 0.0, [False, True, True]
         )
-        count = world_size() * z.numel() // len(mean)
-        mean_dy_z_hat, mean_dy = (add_up(torch.stack([d_weight, d_bias])) / count).unbind()
+        count = ctx.ranks * z.numel() // len(mean)
+        mean_dy_z_hat, mean_dy = add_up(torch.stack([d_weight, d_bias])).div_(count).unbind()
         scale = weight * inverse_sd
         shape = (1, -1, *[1] * (z.ndim - 2))
         dz = torch.addcmul((-scale * mean_dy).view(shape), dy, scale.view(shape))
@@ -266,8 +265,8 @@ class SynchronizedBatchNorms(LayerSync):
 def _average_in_place(tensors: Sequence[Tensor]) -> None:
     if not tensors:
         return
-    if _is_shared(*tensors):
-        _wires().average(tensors)
+    if wires := _wires(*tensors):
+        wires.average(tensors)
         return
     flat = average(torch.cat([tensor.flatten() for tensor in tensors]))
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
