@@ -1,7 +1,7 @@
 """The GAN: two networks, two optimizers, alternating updates."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import count
@@ -296,6 +296,11 @@ class GAN(LightningModule):
     def dtype_of_networks(self) -> torch.dtype:
         return next(self.generator.parameters()).dtype
 
+    @cached_property
+    def _kind(self) -> torch.dtype:
+        """That of the networks in a run, in which it does not change."""
+        return self.dtype_of_networks
+
     # Training -----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -318,7 +323,7 @@ class GAN(LightningModule):
                 self._update_generator(g_optimizer, real_images, fake_images, noise)
         for layer in dropouts:
             layer.draw = None
-        self.iteration += 1
+        self.iteration.add_(1)
         self.iterations_done += 1
         self._update_average()
         self._report()
@@ -349,7 +354,7 @@ class GAN(LightningModule):
             if mix is not None:
                 penalty = gradient_penalty(self.logits, real_seen, fake_seen, mix)
                 objective = objective + self.gradient_penalty * penalty
-            self._backward(objective / self.accumulate, optimizer)
+            self._backward(objective, optimizer)
             self._observe("d", self.d_loss, real_logits, fake_logits)
         self._step(optimizer, self.d_clip, "d")
         return fake_images if self.accumulate == 1 else None
@@ -367,7 +372,7 @@ class GAN(LightningModule):
                 real_logits, fake_logits = score(self._players[1], *_blurred(real, fakes, blur), self.batching)
                 objective = self.loss.generator(real_logits, fake_logits)
                 self.g_loss = objective.detach()
-                self._backward(objective / self.accumulate, optimizer)
+                self._backward(objective, optimizer)
                 self._observe("g", self.g_loss, real_logits, fake_logits)
         self._step(optimizer, self.g_clip, "g")
 
@@ -381,7 +386,7 @@ class GAN(LightningModule):
         torch._foreach_lerp_(averages, values, weight=1 - decay)
         if copies:
             torch._foreach_copy_(copies, originals)
-        self.average.n_averaged += 1
+        self.average.n_averaged.add_(1)
 
     @cached_property
     def _averaged(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
@@ -417,7 +422,7 @@ class GAN(LightningModule):
 
     def on_train_start(self) -> None:
         """Forget what another run has left, and see who looks into updates."""
-        for made_for_this_run in ("_averaged", "_players", "_noises"):
+        for made_for_this_run in ("_averaged", "_players", "_noises", "_kind"):
             self.__dict__.pop(made_for_this_run, None)
         self._unhooked = _nobody_looks_into_updates(self.trainer)
         for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
@@ -508,12 +513,12 @@ class GAN(LightningModule):
         # The Trainer counts optimizer steps and stops, saves and validates by that count: let G's alone be counted, once
         # an alternation. Lightning renews these two hooks before each batch.
         trainer = cast(Any, self.trainer)
-        profiler = trainer.profiler
+        profiler, scale = trainer.profiler, self._lr_scale
         d_optimizer._on_before_step = partial(profiler.start, "optimizer_step")
         d_optimizer._on_after_step = partial(profiler.stop, "optimizer_step")
         for optimizer, lr in ((d_optimizer, self.d_lr), (g_optimizer, self.g_lr)):
             for group in optimizer.param_groups:
-                group["lr"] = lr * self._lr_scale
+                group["lr"] = lr * scale
         every = trainer.log_every_n_steps
         self._due = every > 0 and (self.iterations_done + 1) % every == 0
         return d_optimizer, g_optimizer
@@ -539,12 +544,13 @@ class GAN(LightningModule):
     def by_alternation(self, batch: Batch) -> tuple[Tensor, ...]:
         """Cut a step's images into those of its alternations."""
         images = _images(batch)
-        return images.split(self._images_per_alternation or len(images))
+        return images.split(self._images_per_alternation) if self._images_per_alternation else (images,)
 
     def _tell(self, listeners: list[Listener]) -> None:
         if listeners:
             # They draw and measure as they would between steps, whatever the precision of training.
-            with torch.autocast(self.device.type, enabled=False):
+            device = self.device.type
+            with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
                 for listener in listeners:
                     listener(self.trainer, self)
 
@@ -554,12 +560,14 @@ class GAN(LightningModule):
             if needs_reference(self.discriminator):
                 set_reference(self.discriminator, self.trainer.strategy.broadcast(images))
             self._checked_size = len(images)
-        return images.chunk(self.n_critic)
+        return images.chunk(self.n_critic) if self.n_critic > 1 else (images,)
 
     def _parts(
         self, real_images: Tensor, source: Tensor, noise: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    ) -> Iterable[tuple[Tensor, Tensor, Tensor | None]]:
         """Cut an update's real images, latents or fakes, and noise into `accumulate` parts."""
+        if self.accumulate == 1:
+            return [(real_images, source, noise)]
         blurs = [None] * self.accumulate if noise is None else noise.chunk(self.accumulate)
         return zip(real_images.chunk(self.accumulate), source.chunk(self.accumulate), blurs, strict=True)
 
@@ -590,7 +598,7 @@ class GAN(LightningModule):
 
     def _for_all(self, count: int, shape: tuple[int, ...]) -> Tensor:
         """Return an empty tensor for what is drawn where each rank needs (count, *shape)."""
-        return torch.empty((count * distributed.world_size(), *shape), device=self.device, dtype=self.dtype_of_networks)
+        return torch.empty((count * distributed.world_size(), *shape), device=self.device, dtype=self._kind)
 
     def _generator(self, stream: Stream, iteration: int, turn: int) -> torch.Generator:
         return randomness.generator(self.seed, stream, iteration, turn, device=self.device)
@@ -628,7 +636,9 @@ class GAN(LightningModule):
             layer.draw = draw
         return layers
 
-    def _backward(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
+    def _backward(self, objective: Tensor, optimizer: LightningOptimizer) -> None:
+        """Add an objective's gradient, or that of one of several parts of a batch, to those of the optimizer's weights."""
+        loss = objective / self.accumulate if self.accumulate > 1 else objective
         # Naming the inputs spares the other player's weights their gradients. The ranks agree in _step, once an update.
         inputs = optimizer.param_groups[0]["params"]
         if self._unhooked:
