@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
 BATCH, SCALING_BATCH = 128, 512
+GROUP = 8  # alternations in a step of the Trainer, where several are measured
 TAUS = (20, 10)  # multiples of the floor that FID must reach
 RECIPES = ("default", "best_mlp", "dcgan")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -331,17 +332,21 @@ def scaling(args: argparse.Namespace) -> Seen:
         return scaling_folder(args)
     args.threads = 1
 
-    def ranks(devices: int) -> Side:
+    def ranks(devices: int, group: int) -> Side:
         settings = (f"--trainer.devices={devices}", f"--data.batch_size={SCALING_BATCH}", "--trainer.limit_val_batches=0")
-        return lambda _: run(fit_command(args, *settings), args)
+        return lambda _: run(fit_command(args, *settings, f"--data.alternations_per_step={group}"), args)
 
-    sides = {"2 ranks": ranks(2), "1 process": ranks(1)}
+    names = {group: ("2 ranks" + more, "1 process" + more) for group, more in ((1, ""), (GROUP, f", {GROUP} a step"))}
+    sides = {name: ranks(devices, group) for group, pair in names.items() for name, devices in zip(pair, (2, 1), strict=True)}
     seen = take_turns(sides, args.runs, lambda result: f"{result['images_per_s']:,.0f} images/s")
-    pairs = ratios(seen, "images_per_s", "2 ranks", "1 process")
+    goals: dict[str, Seen] = {}
+    for two, one in names.values():
+        pairs = ratios(seen, "images_per_s", two, one)
+        goals |= {f"{two} / {one}, median": goal(pairs), f"{two} / {one}, best": goal([max(pairs)], TWO_TO_ONE)}
     return {
         "settings": run_settings(args, batch=SCALING_BATCH),
         "rows": {side: spreads(seen[side], {"images/s": "images_per_s"}) for side in sides},
-        "goals": {"2 ranks / 1 process, median": goal(pairs), "2 ranks / 1 process, best": goal([max(pairs)], TWO_TO_ONE)},
+        "goals": goals,
     }
 
 

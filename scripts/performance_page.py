@@ -82,7 +82,8 @@ NOTES = {
     "memory": "The most that the process held at once.",
     "quality": "From the command to the end of the first validation at that FID. There is one after each epoch, and its time "
     "is counted, since a person waits for it too. Runs that never get there count as never in the median.",
-    "scaling": "One thread for each process, batch norm over both ranks together.",
+    "scaling": "One thread for each process, batch norm over both ranks together. *8 a step* is "
+    "`--data.alternations_per_step 8`.",
     "scaling images": "Noise, 28 x 28, in memory; as many alternations for each size, with the checkpoint of every epoch.",
     "scaling folder": "64 x 64 JPEGs, `configs/pictures.yaml`. Reading all into memory comes before the first alternation.",
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import pty
 import subprocess
 import sys
@@ -31,8 +32,8 @@ INTERVALS = (
 class Run:
     """A finished run: its folder and what the command printed."""
 
-    def __init__(self, folder: Path, output: str) -> None:
-        self.folder, self.output = folder, output
+    def __init__(self, folder: Path, output: str, errors: str) -> None:
+        self.folder, self.output, self.errors = folder, output, errors
         self.best = folder / "checkpoints" / "best.ckpt"
 
 
@@ -41,7 +42,7 @@ def run(train: Command, mnist_root: Path, tmp_path_factory: pytest.TempPathFacto
     cwd = tmp_path_factory.mktemp("user")
     done = train("fit", *QUICK, *INTERVALS, f"--data.root={mnist_root}", "--model.d_lr=0.002", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    return Run(only_run(cwd / "runs"), done.stdout)
+    return Run(only_run(cwd / "runs"), done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,10 @@ def test_run_lives_in_one_folder(run: Run) -> None:
     assert {"config.yaml", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/real.png"} <= files
     assert {f"samples/iteration-{n:06d}.png" for n in (0, 5, 10)} <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
+
+
+def test_a_run_that_went_well_complains_of_nothing(run: Run) -> None:
+    assert run.errors == ""
 
 
 def test_run_records_how_it_was_made(run: Run) -> None:
@@ -487,3 +492,27 @@ def test_bare_command_reaches_its_promise(train: Command, tmp_path: Path) -> Non
     # The promise of 4 minutes is for 2 cores at rest, which a machine shared with other jobs does not have.
     if not os.environ.get("CI"):
         assert seconds < 240
+
+
+ALLOCATIONS = """
+import resource, sys, torch
+from bngan.trainer_cli import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for number in range(60):
+    if number == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(200_000) for _ in range(8)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_memory_of_a_step_is_kept_for_the_next() -> None:
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", ALLOCATIONS, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("kept", "given back")
+    }
+    assert faults["kept"] < 500, faults
+    assert faults["given back"] > 10_000, faults

@@ -1,14 +1,15 @@
 """The text's networks as the text prints them, the convolutional ones for every size, and both against wrong input."""
 
+import copy
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bngan.batchnorm import batch_norm_layers
+from bngan.batchnorm import batch_norm_layers, score
 from bngan.networks import (
     ConvDiscriminator,
     ConvGenerator,
@@ -374,3 +375,36 @@ def test_the_reference_images_travel_in_the_state_dict(which: int) -> None:
     set_reference(target, images(64))
     assert not torch.allclose(target(x), source(x), rtol=0, atol=1e-5)
     assert "reference" not in discriminators()[which].state_dict()
+
+
+@pytest.mark.parametrize("norm", ["batch", "none", "layer", "spectral", "virtual"])
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_images_in_two_batches_are_judged_as_in_one_and_only_those_that_need_it_get_a_gradient(network: str, norm: str) -> None:
+    torch.manual_seed(0)
+    _, discriminator = build_networks(network, (1, 16, 16), 8, 4, norm, norm)
+    discriminator.double()
+    if norm == "virtual":
+        set_reference(discriminator, torch.randn(64, 1, 16, 16, dtype=torch.float64))
+    logits = cast(Any, discriminator).logits
+    real_images, fake_images = torch.randn(2, 6, 1, 16, 16, dtype=torch.float64)
+    seen = []
+    for apart in (False, True):
+        fakes = fake_images.clone().requires_grad_()
+        state = copy.deepcopy(discriminator.state_dict())
+        judged = logits(real_images, fakes) if apart else logits(torch.cat([real_images, fakes]))
+        (gradient,) = torch.autograd.grad(judged.square().sum(), fakes)
+        discriminator.load_state_dict(state)  # spectral norm has moved its vectors
+        seen.append((judged, gradient))
+    for together, apart in zip(*seen, strict=True):
+        torch.testing.assert_close(apart, together, rtol=0, atol=1e-12)
+    assert seen[0][1].abs().max() > 1e-6
+
+
+def test_real_images_are_spared_the_gradient_that_only_fakes_need() -> None:
+    discriminator, rows = Discriminator(input_dim=20, hidden_dim=8), []
+    real_images, fake_images = torch.randn(6, 20), torch.randn(4, 20, requires_grad=True)
+    first = next(module for module in discriminator.modules() if isinstance(module, nn.Linear))
+    first.register_forward_hook(lambda layer, inputs, output: rows.append((len(output), inputs[0].requires_grad)))
+    score(discriminator.logits, real_images, fake_images, "joint")
+    score(discriminator.logits, real_images, fake_images.detach(), "joint")
+    assert rows == [(6, False), (4, True), (10, False)]

@@ -1,5 +1,6 @@
 """Ranks of one machine talk through shared memory of their own: what goes wrong there is told, and nobody waits for ever."""
 
+import math
 import multiprocessing
 import os
 import tempfile
@@ -119,6 +120,24 @@ def leave_a_worker(rank: int, folder: Path) -> str:
     return str(distributed.gather(torch.zeros(3)))
 
 
+def draw_in_turn(rank: int, folder: Path) -> str:
+    """Ask for ten batches of noise, from one in the middle on, and return which of them this rank has drawn."""
+    drawn: list[int] = []
+
+    def draw(number: int, target: torch.Tensor) -> None:
+        drawn.append(number)
+        target.normal_(generator=torch.Generator().manual_seed(number))
+
+    for parts in (1, 2):
+        noises = distributed.SharedDraws(draw, parts=parts)
+        for number in range(7, 17):
+            rows = noises.rows(number, torch.empty(8, 3, dtype=torch.float64))
+            distributed.gather(torch.full((8, 3), math.nan, dtype=torch.float64))  # a message that goes the same way
+            whole = torch.empty(8, 3, dtype=torch.float64).normal_(generator=torch.Generator().manual_seed(number))
+            assert torch.equal(rows, distributed.own_rows(whole, parts=parts))
+    return str(drawn)
+
+
 def test_messages_of_all_sizes_and_kinds_arrive(tmp_path: Path) -> None:
     assert [found for _, found in played(tmp_path, exchange)] == ["through shared memory: True"] * 2
     assert (tmp_path / "said").read_text() == ""
@@ -151,7 +170,7 @@ def test_rank_that_dies_before_it_meets_the_others_leaves_none_waiting(tmp_path:
 
 
 @pytest.mark.parametrize(("part", "reason"), [(stay_away, "timed out"), (have_no_folder, "No such file or directory")])
-def test_ranks_of_one_machine_that_cannot_use_sockets_say_why(part: Part, reason: str, tmp_path: Path) -> None:
+def test_ranks_of_one_machine_that_cannot_share_memory_say_why(part: Part, reason: str, tmp_path: Path) -> None:
     assert [found for _, found in played(tmp_path, part)] == ["through shared memory: False"] * 2
     (line,) = (tmp_path / "said").read_text().splitlines()
     assert line.startswith("The ranks talk through gloo")
@@ -166,3 +185,8 @@ def test_ranks_of_several_machines_talk_through_gloo(tmp_path: Path) -> None:
 def test_no_folder_is_left_behind(tmp_path: Path) -> None:
     assert [found for _, found in played(tmp_path, use_this_folder)] == ["through shared memory: True"] * 2
     assert not list(tmp_path.glob("bngan-*"))
+
+
+def test_ranks_draw_noise_in_turn_and_each_gets_its_rows_of_all(tmp_path: Path) -> None:
+    turns = [list(range(7 + rank, 17, 2)) * 2 for rank in range(2)]
+    assert [found for _, found in played(tmp_path, draw_in_turn)] == [str(turn) for turn in turns]
