@@ -21,7 +21,8 @@ IMPORTS_ALLOWED = {
     "bngan.losses": set(),
     "bngan.batchnorm": set(),
     "bngan.randomness": set(),
-    "bngan.distributed": {"bngan.batchnorm"},
+    "bngan.wires": set(),
+    "bngan.distributed": {"bngan.batchnorm", "bngan.wires"},
     "bngan.networks": {"bngan.norms"},
     "bngan.gan": {
         "bngan.networks",

@@ -208,7 +208,7 @@ def test_step_compares_all_sides_and_records_it(tmp_path: Path) -> None:
         (("fit", "--runs=1", "--samples=200", *SHORT), 2),
         (("memory", "--runs=1", "--samples=200", *SHORT), 3),
         (("quality", "--recipes", "default", "--seeds", "1", "2", "--samples=200", *SHORT), 1),
-        (("scaling", "--runs=1", *SHORT), 2),
+        (("scaling", "--runs=1", *SHORT), 4),
         (("scaling", "--images", "--sizes", "1000", "5000", "--runs=1", "--alternations=20", "--warm-up=5", "--threads=1"), 2),
         (("scaling", "--folder", "--count=160", "--runs=1", "--threads=1", "--limit=2", "--warm-up=1", "--epochs=1"), 2),
     ],

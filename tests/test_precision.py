@@ -91,7 +91,7 @@ def test_gradients_of_an_update_travel_once_in_one_message(case: tuple[str, ...]
     for rank in range(2):
         result = results[2, rank][case]
         # The broadcast is of one number, by which Lightning tells whether the first rank was asked to stop.
-        assert result["messages"] == {"gather": 3 * updates, "c10d::broadcast_": 3}
+        assert result["messages"] == {"through shared memory": 3 * updates, "c10d::broadcast_": 3}
         assert result["buffers_sent"] in ([], [0])  # once, when DDP sets itself up
         assert not result["searches"]
     assert results[1, 0][case]["messages"] == {}
