@@ -584,11 +584,10 @@ class GAN(LightningModule):
     @cached_property
     def _noises(self) -> distributed.SharedDraws:
         """Instance noise by the number of D's update."""
+        return distributed.SharedDraws(self._draw_noise, parts=self.accumulate)
 
-        def draw(number: int, target: Tensor) -> None:
-            target.normal_(generator=self._generator(Stream.NOISE, *divmod(number, self.n_critic)))
-
-        return distributed.SharedDraws(draw, parts=self.accumulate)
+    def _draw_noise(self, number: int, target: Tensor) -> None:
+        target.normal_(generator=self._generator(Stream.NOISE, *divmod(number, self.n_critic)))
 
     def _draw(self, draw: Draw, count: int, shape: tuple[int, ...], stream: Stream, turn: int) -> Tensor:
         """Draw (count, *shape), this rank's share of what one process would draw for all ranks."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from bngan import GAN
 from bngan.data.loader import ShardedBatches, TensorLoader, to_unit_range
+from bngan.distributed import SharedDraws
 from bngan.networks import Discriminator, Generator
 from tests.conftest import REPOSITORY
 from tests.test_signals import members
@@ -60,14 +62,18 @@ def test_bare_loop_ends_at_the_weights_of_fit(tmp_path: Path, monkeypatch: pytes
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    draw, drawn = gan._draw, []
+    drawn: list[Tensor] = []
 
-    def remember(*arguments: Any) -> Tensor:
-        values = draw(*arguments)
-        drawn.append(values.clone())
-        return values
+    def remembered(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def remember(*arguments: Any) -> Tensor:
+            values = draw(*arguments)
+            drawn.append(values.clone())
+            return values
 
-    monkeypatch.setattr(gan, "_draw", remember)
+        return remember
+
+    monkeypatch.setattr(gan, "_draw", remembered(gan._draw))
+    monkeypatch.setattr(SharedDraws, "rows", remembered(SharedDraws.rows))
     trainer.fit(gan, TensorLoader(pixels, torch.zeros(len(pixels), dtype=torch.long), rows))
 
     first = copy.deepcopy(pair.generator.state_dict())
