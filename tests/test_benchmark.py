@@ -214,7 +214,7 @@ def test_step_compares_all_sides_and_records_it(tmp_path: Path) -> None:
         (("fit", "--runs=1", "--samples=200", *SHORT), 2),
         (("memory", "--runs=1", "--samples=200", *SHORT), 3),
         (("quality", "--recipes", "default", "--seeds", "1", "2", "--samples=200", *SHORT), 1),
-        (("scaling", "--runs=1", *SHORT), 4),
+        (("scaling", "--runs=1", "--limit=16", "--warm-up=2", "--epochs=1"), 4),
         (("scaling", "--images", "--sizes", "1000", "5000", "--runs=1", "--alternations=20", "--warm-up=5", "--threads=1"), 2),
         (("scaling", "--folder", "--count=160", "--runs=1", "--threads=1", "--limit=2", "--warm-up=1", "--epochs=1"), 2),
     ],
@@ -267,6 +267,7 @@ def test_interrupt_leaves_no_process_behind(tmp_path: Path) -> None:
         (("step", "--runs=0"), "--runs must be at least 1, got 0"),
         (("report",), "holds no results; run python scripts/benchmark.py step first"),
         (("scaling", "--images", "--folder"), "not allowed with"),
+        (("scaling", "--limit=6"), "multiple of 8"),
     ],
 )
 def test_mistake_is_told_in_a_line(arguments: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
