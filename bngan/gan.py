@@ -297,7 +297,7 @@ class GAN(LightningModule):
         return next(self.generator.parameters()).dtype
 
     @cached_property
-    def _kind(self) -> torch.dtype:
+    def _dtype_in_run(self) -> torch.dtype:
         """That of the networks in a run, in which it does not change."""
         return self.dtype_of_networks
 
@@ -422,7 +422,7 @@ class GAN(LightningModule):
 
     def on_train_start(self) -> None:
         """Forget what another run has left, and see who looks into updates."""
-        for made_for_this_run in ("_averaged", "_players", "_noises", "_kind"):
+        for made_for_this_run in ("_averaged", "_players", "_noises", "_dtype_in_run"):
             self.__dict__.pop(made_for_this_run, None)
         self._unhooked = _nobody_looks_into_updates(self.trainer)
         for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
@@ -597,7 +597,7 @@ class GAN(LightningModule):
 
     def _for_all(self, count: int, shape: tuple[int, ...]) -> Tensor:
         """Return an empty tensor for what is drawn where each rank needs (count, *shape)."""
-        return torch.empty((count * distributed.world_size(), *shape), device=self.device, dtype=self._kind)
+        return torch.empty((count * distributed.world_size(), *shape), device=self.device, dtype=self._dtype_in_run)
 
     def _generator(self, stream: Stream, iteration: int, turn: int) -> torch.Generator:
         return randomness.generator(self.seed, stream, iteration, turn, device=self.device)

@@ -296,13 +296,12 @@ def needs_reference(network: nn.Module) -> bool:
 
 def _run(net: nn.Sequential, batches: Sequence[Tensor], reference: nn.Buffer | None, *, skip_last: bool = False) -> Tensor:
     first, *modules = net
+    parts = list(batches) if reference is None else [reference, *batches]
     if len(batches) > 1 and not is_parametrized(first):  # spectral norm works on its weight at each call
         # Norms alone mix images. So those that need no gradient are spared it in the first layer, which is the largest.
-        parts = batches if reference is None else [reference, *batches]
         x = torch.cat([first(part) for part in parts])
     else:
-        whole = batches[0] if len(batches) == 1 else torch.cat(list(batches))
-        x = first(whole if reference is None else torch.cat([reference, whole]))
+        x = first(torch.cat(parts) if len(parts) > 1 else parts[0])
     for module in modules[:-1] if skip_last else modules:
         x = module(x)
     return x if reference is None else x[len(reference) :]

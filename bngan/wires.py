@@ -125,7 +125,7 @@ class Wires:
         """Return where tensors of these shapes lie in a slot, one after the other: all ranks' (ranks, *shape), and each's."""
         slots = self._slots[:, slot].view(dtype)
         parts = slots[:, : sum(map(math.prod, shapes))].split(list(map(math.prod, shapes)), dim=1)
-        places = [part.reshape(self._ranks, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        places = [part.view(self._ranks, *shape) for part, shape in zip(parts, shapes, strict=True)]
         return [(place, place.unbind()) for place in places]
 
     # Coming together ----------------------------------------------------------------------------------------------
