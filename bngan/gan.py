@@ -412,7 +412,7 @@ class GAN(LightningModule):
         """Learn the batch size, by which samples may be normalized, and who must be told of each alternation."""
         trainer = cast(Any, self.trainer)
         self.batch_size = getattr(trainer.datamodule, "batch_size", self.batch_size)
-        grouped = getattr(trainer.datamodule, "alternations_per_step", 1) > 1
+        grouped = getattr(trainer.datamodule, "group", 1) > 1
         self._images_per_alternation = self.batch_size * self.n_critic // trainer.world_size if grouped else 0
         self._starters, self._enders = (
             [getattr(callback, hook) for callback in trainer.callbacks if hasattr(callback, hook)]

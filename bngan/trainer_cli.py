@@ -1,6 +1,5 @@
 """fit, validate, test and predict: Lightning's command line around GAN and ImageDataModule, one folder per run."""
 
-import ctypes
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from bngan.data import ImageDataModule
 from bngan.distributed import SynchronizedBatchNorms
 from bngan.gan import GAN
 from bngan.jobs import interrupted_run, join_job
+from bngan.memory import keep_freed_memory
 from bngan.sampling import check_networks, config_beside, other_shape, read_checkpoint
 from bngan.trainer_settings import PROFILERS, as_list, check_trainer_settings
 
@@ -44,7 +44,6 @@ GROUPS = ("model", "data", "trainer", "images", "batchnorm", "metrics", "progres
 
 
 # Of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 class Kept(NamedTuple):
@@ -98,6 +97,7 @@ class GanCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
+        self._group_to_keep: int | None = None
         # An abbreviated flag is accepted or not depending on what other flags there are: better not at all.
         parser_options: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -202,9 +202,11 @@ class GanCLI(LightningCLI):
                     )
         self.config = self.parser.parse_object({self.config.subcommand: {**found.pop(""), **found}}, self.config)
         settings = self.config[self.config.subcommand]
-        group = data.get("alternations_per_step", 1)
+        if fit:
+            self._group_to_keep = group_within_epoch(content["loops"]["fit_loop"])
+        group = data.get("alternations_per_step") or 1  # where it is unset and steps are counted through epochs, it is 1
         counted = fit and settings.trainer.check_val_every_n_epoch is None
-        if counted and settings.data.alternations_per_step != group:
+        if counted and (settings.data.alternations_per_step or 1) != group:
             raise ValueError(
                 f"--data.alternations_per_step must stay {group} where --trainer.check_val_every_n_epoch is null, which counts "
                 "steps from the run's beginning"
@@ -306,6 +308,7 @@ class GanCLI(LightningCLI):
 
     def before_fit(self) -> None:
         self.model.check_batch(self.datamodule.batch_size // self.trainer.world_size * self.model.n_critic)
+        self.datamodule.group_to_keep = self._group_to_keep
         if self.model.compiled:
             self._check_compile()
         optimum = self.model.hparams
@@ -426,15 +429,6 @@ def run(arguments: list[str]) -> None:
     GanCLI(arguments)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is given back to it: a step's large tensors are the next one's, and the kernel takes 0.5 to 10
-    microseconds to find a page of 4 KB anew, of which a step at batch 512 has asked for up to 2,000."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, size in ((M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, 1 << 28)):
-            mallopt(option, size)
-
-
 def print_full_help(subcommand: str) -> None:
     """Print every setting of a subcommand."""
     quieten()
@@ -553,6 +547,15 @@ def check_training(checkpoint: Path, content: dict[str, Any]) -> None:
     else:
         return
     raise ValueError(f"{checkpoint} is damaged, and training cannot go on from it: {reason}; use another one")
+
+
+def group_within_epoch(fit_loop: dict[str, Any]) -> int | None:
+    """Return the alternations of a step if a checkpoint's loop is within an epoch, whose steps are counted, else None."""
+    loaders = fit_loop.get("state_dict", {}).get("combined_loader", [])
+    ended = fit_loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", False)
+    validated = fit_loop.get("epoch_loop.val_loop.batch_progress", {}).get("current", {})
+    validating = validated.get("started", 0) > validated.get("processed", 0)
+    return loaders[0].get("group", 1) if loaders and (validating or not ended) else None
 
 
 def is_same(name: str, given: Any, saved: Any) -> bool:

@@ -21,31 +21,36 @@ class Stopwatch(Callback):
     `--trainer.profiler simple` measures it.
 
     Args:
-        warm_up: alternations that are not timed, and those that end in the same step of the Trainer.
+        warm_up: alternations that are not timed.
         stop_at_floors: FID, as a multiple of its floor, at which to end the run; 0 never does.
     """
 
     def __init__(self, warm_up: int = 100, stop_at_floors: float = 0.0) -> None:
         self.warm_up, self.stop_at_floors = warm_up, stop_at_floors
-        self.done = self.images = self.warm_up_steps = 0
+        self.done = self.done_before = self.warm_up_steps = 0
+        self.images_each = 0.0  # of an alternation, on all devices
         self.first = self.start = self.last = self.end = 0.0
         self.validations: list[tuple[float, float, float]] = []
+
+    def on_alternation_end(self, trainer: Trainer, gan: LightningModule) -> None:
+        self.done += 1
+        if self.done == 1:
+            wait_for(gan.device)
+            self.first = time.time()
+        if self.done == self.warm_up:
+            wait_for(gan.device)
+            self.start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor | Sequence[Tensor], batch_idx: int
     ) -> None:
-        before, self.done = self.done, getattr(pl_module, "iterations_done", self.done + 1)
-        if before == 0:
-            wait_for(pl_module.device)
-            self.first = time.time()
+        if self.done == self.done_before:  # a module that tells of no alternations has one in each step
+            self.on_alternation_end(trainer, pl_module)
         self.last = time.perf_counter()
-        if before >= self.warm_up:
-            self.images += len(batch if isinstance(batch, Tensor) else batch[0]) * trainer.world_size
-            return
-        self.warm_up_steps += 1
-        if self.done >= self.warm_up:
-            wait_for(pl_module.device)
-            self.start = self.last = time.perf_counter()
+        images = len(batch if isinstance(batch, Tensor) else batch[0]) * trainer.world_size
+        self.images_each = images / (self.done - self.done_before)
+        self.done_before = self.done
+        self.warm_up_steps += self.done <= self.warm_up
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "val/fid" in trainer.callback_metrics:
@@ -66,9 +71,10 @@ class Stopwatch(Callback):
             "validations": self.validations,
             "peak_mb": peak_mb(),
         }
-        if self.images:
-            seen["images_per_s"] = self.images / (self.end - self.start)
-            seen["steady_images_per_s"] = self.images / (self.last - self.start)
+        if self.done > self.warm_up:
+            images = (self.done - self.warm_up) * self.images_each
+            seen["images_per_s"] = images / (self.end - self.start)
+            seen["steady_images_per_s"] = images / (self.last - self.start)
             profiler = cast(Any, trainer).profiler
             if isinstance(profiler, SimpleProfiler):
                 waits = dict(profiler.recorded_durations)[FETCH]

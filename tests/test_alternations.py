@@ -103,6 +103,56 @@ def test_training_and_its_plots_are_those_of_single_alternations(
     assert names[single] == names[grouped]
 
 
+def group_of(folder: Path) -> int:
+    """Return the alternations that a step had in the newest run there."""
+    return last(folder)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["group"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "group"),
+    [
+        ((), 7),
+        (("--trainer.val_check_interval=1.0",), 8),
+        (("--trainer.val_check_interval=20",), 5),
+        (("--trainer.val_check_interval=0.5",), 1),  # every 23 alternations
+        (("--trainer.limit_val_batches=0",), 8),
+        (("--trainer.limit_train_batches=12", "--trainer.val_check_interval=1.0"), 6),
+        (("--trainer.limit_train_batches=0.44", "--trainer.val_check_interval=0.5"), 5),  # 20 and 10
+        (("--trainer.max_steps=10", "--trainer.val_check_interval=1.0"), 5),
+        (("--trainer.max_steps=3", "--trainer.val_check_interval=1.0"), 3),
+        (("--trainer.max_steps=1", "--trainer.val_check_interval=1.0"), 1),
+        (("--trainer.val_check_interval=46", "--trainer.check_val_every_n_epoch=null"), 1),
+        (("--checkpoint.every_n_iterations=10", "--trainer.val_check_interval=1.0"), 2),
+        (("--checkpoint.every_n_iterations=7", "--trainer.val_check_interval=1.0"), 1),
+        (("--trainer.callbacks+=tests.interruptions.StopAfter", "--trainer.callbacks.iteration=1000"), 1),
+        (("--trainer.callbacks+=tests.interruptions.StopInValidation", "--trainer.callbacks.iteration=1000"), 7),
+        (("--data.image_size=256", "--trainer.max_epochs=1", "--trainer.val_check_interval=1.0"), 3),
+        (("--data.alternations_per_step=4",), 4),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_step_has_as_many_alternations_as_nothing_falls_within(
+    settings: tuple[str, ...], group: int, pictures: Path, tmp_path: Path
+) -> None:
+    assert fit(tmp_path, *SETTINGS, f"--data.folder={pictures}", *settings) == 0
+    assert group_of(tmp_path) == group
+
+
+def test_steps_of_chosen_length_are_the_same_training_and_a_run_keeps_them_within_an_epoch(
+    run: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").mkdir()
+    assert fit(tmp_path / "whole", *SETTINGS, f"--data.folder={pictures}") == 0
+    assert group_of(tmp_path / "whole") == 7
+    assert_same_training(run(1), tmp_path / "whole")
+    # One alternation a step because of the callback, and as many for the rest of the epoch though that is gone.
+    stop = ("--trainer.callbacks+=tests.interruptions.StopAfter", "--trainer.callbacks.iteration=54")
+    assert fit(tmp_path, *SETTINGS, f"--data.folder={pictures}", *stop) == 143
+    assert fit(tmp_path, "--name=mnist", "--ckpt_path=last", "--trainer.callbacks=null") == 0
+    assert group_of(tmp_path) == 1
+    assert_same_training(run(1), tmp_path)
+
+
 def test_comparison_sees_each_kind_of_plot_at_iterations_within_steps(run: Callable[..., Path]) -> None:
     found = shown(run(7))
     steps = {tag: [step for step, _ in values] for tag, values in found.items()}

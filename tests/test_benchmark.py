@@ -20,7 +20,7 @@ import pytest
 import roofline
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from performance_page import TRIED_END, TRIED_START, text_table, write_page
+from performance_page import TRIED_END, TRIED_START, UNMEASURED, text_table, write_page
 from torch import Tensor
 
 from bngan import GAN
@@ -188,11 +188,13 @@ def test_page_shows_tables_and_a_chart_and_keeps_what_was_written_by_hand(tmp_pa
     assert f"{TRIED_START}\n\nFused Adam: kept. See" in kept
     assert kept.count(TRIED_START) == kept.count(TRIED_END) == 1
     assert "A Card" not in kept
+    assert UNMEASURED in kept
+    assert UNMEASURED not in text
 
 
 def test_step_compares_all_sides_and_records_it(tmp_path: Path) -> None:
     result, printed = run(tmp_path, "step", "--runs=1", *SHORT)
-    assert list(result["rows"]) == ["fit", "bare", "textbook", "limit"]
+    assert list(result["rows"]) == ["fit", "fit, 1", "bare", "textbook", "limit"]
     assert all(row["images/s"]["median"] > 0 for row in result["rows"].values())
     assert result["goals"]["fit / bare"]["goal"] == "at least 0.95"
     speeds = {side: row["images/s"]["all"][0] for side, row in result["rows"].items()}

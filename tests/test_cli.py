@@ -496,7 +496,7 @@ def test_bare_command_reaches_its_promise(train: Command, tmp_path: Path) -> Non
 
 ALLOCATIONS = """
 import resource, sys, torch
-from bngan.trainer_cli import keep_freed_memory
+from bngan.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for number in range(60):

@@ -77,6 +77,11 @@ class Checkpoints(Checkpoint):
         self._step_began = -1  # iteration
         self._handlers: dict[int, Any] = {}
 
+    @property
+    def ends_step_every(self) -> int | None:
+        """Every how many iterations a step of the Trainer should end, unless it was said how long steps are."""
+        return self.every_n_iterations
+
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._run_folder = run_folder(trainer)
         # Lightning's own handler sends a message from within, and its question at every batch makes a GPU wait.

@@ -29,6 +29,7 @@ DIGIT_SHAPE = (1, 28, 28)
 DIGIT_SETS = ("mnist", "emnist_digits")
 TEST_SEEDS = 5
 LEAST_REAL = 6
+BLURRED_AT_ONCE = 100
 # Raised when the same key would stand for other numbers.
 FLOORS_VERSION = 1
 # What stands beside a value: real training images in the samples' place, whole and spoilt.
@@ -208,27 +209,33 @@ class Quality(Callback):
         held_out = data.subset(self.num_samples, train=False)
         quality.set_real(self._own_rows(held_out.images))
         training = data.subset(self.num_samples, train=True)
+        first_class, classes = int(training.labels.min()), len(training.labels.unique())
         fewest = min(len(held_out.labels), len(training.labels))
         if fewest < 2 * quality.num_features and trainer.is_global_zero:
             print(
                 f"FID of {quality.num_features} features on {fewest} real images says little: read it beside its floor.",
                 flush=True,
             )
-        controls = {FLOOR: training.images, "blurred": _blurred(training.images, self.chunk)}
-        if len(training.labels.unique()) > 1:
-            controls["dropped"] = data.subset(self.num_samples, train=True, without=int(training.labels.min())).images
+        # Made anew when they are measured: kept, they would add to the peak of memory.
+        controls: dict[str, Callable[[], Tensor]] = {
+            FLOOR: lambda: training.images,
+            "blurred": lambda: _blurred(training.images),
+        }
+        if classes > 1:
+            controls["dropped"] = lambda: data.subset(self.num_samples, train=True, without=first_class).images
         names = (FLOOR, *(name for name in CONTROLS if name in controls))
         digest = hashlib.sha256(f"{FLOORS_VERSION} {quality.net.fingerprint()}".encode())
-        for images in (held_out.images, *controls.values()):
+        for make in (lambda: held_out.images, *controls.values()):
+            images = make()
             digest.update(str(tuple(images.shape)).encode())
             digest.update(images.numpy().data)
+            del images
         # Another run may be writing the file, so only one rank reads it, and what it found holds for all.
         path, key = Path(data.root) / "floors.json", digest.hexdigest()
         known = _read_cache(path) if trainer.is_global_zero else {}
         found = trainer.strategy.broadcast(known.get(key))
         if found is None:
-            del held_out, training
-            found = {name: quality.measure(self._own_rows(controls.pop(name))) for name in names}
+            found = {name: quality.measure(self._own_rows(controls[name]())) for name in names}
             if trainer.is_global_zero and self._run_folder is not None:
                 _write_cache(path, {**known, key: found})
         self._references = found
@@ -259,9 +266,12 @@ class Quality(Callback):
             (self._run_folder / name).write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _blurred(images: Tensor, chunk: int) -> Tensor:
-    """Return the images blurred, a chunk at a time: torchvision needs 30 times their size for it."""
-    return torch.cat([tv.gaussian_blur(some, [5, 5], [1.0, 1.0]) for some in images.split(chunk)])
+def _blurred(images: Tensor) -> Tensor:
+    """Return the images blurred, some at a time: torchvision needs 30 times their size for it."""
+    blurred = torch.empty_like(images)
+    for target, some in zip(blurred.split(BLURRED_AT_ONCE), images.split(BLURRED_AT_ONCE), strict=True):
+        target.copy_(tv.gaussian_blur(some, [5, 5], [1.0, 1.0]))
+    return blurred
 
 
 def _read_cache(path: Path) -> dict[str, dict[str, Values]]:

@@ -1,11 +1,12 @@
 """The LightningDataModule: from a data set's name to batches of images in [-1, 1]."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as tv
@@ -14,13 +15,15 @@ from bngan import distributed
 from bngan.data.datasets import CHUNK, DATASETS, Labelled
 from bngan.data.folder import Pictures
 from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader, to_unit_range
-from bngan.data.steps import settings_in_steps
+from bngan.data.steps import largest_group, settings_in_steps
 from bngan.randomness import generator
 
 Name = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "emnist_digits", "folder"]
 HELD_OUT_SHARE = 0.1
 MANY = 5_000  # pictures that take more than an instant to read
 SUBSET_SEED = 0
+# What a training step has at the most where alternations_per_step is unset.
+MOST_ALTERNATIONS, STEP_BYTES = 8, 4_000_000
 
 
 class ImageDataModule(LightningDataModule):
@@ -39,7 +42,9 @@ class ImageDataModule(LightningDataModule):
         alternations_per_step: alternations in one step of the Trainer, whose own work is then done once for all of them.
             Training and its plots come out the same; a checkpoint, a validation or a stop waits for the step's end, and
             max_steps, limit_train_batches and val_check_interval, which count alternations, must fit the steps, of which an
-            epoch's last has those that are left. A fast_dev_run has one alternation a step.
+            epoch's last has those that are left. A fast_dev_run has one alternation a step. Unset means as many, up to 8, as
+            these settings allow and have at most 4 MB of images, but one if a callback that is not bngan's looks at
+            batches and has no on_alternation_start or on_alternation_end.
         eval_batch_size: images per batch of validation and test.
         num_workers: processes that read a folder too large to hold in memory.
         in_memory_gb: largest size, in GB, of images that are held in memory, on the accelerator where they fit.
@@ -57,7 +62,7 @@ class ImageDataModule(LightningDataModule):
         image_size: int | None = None,
         channels: int | None = None,
         batch_size: int = 128,
-        alternations_per_step: int = 1,
+        alternations_per_step: int | None = None,
         eval_batch_size: int = 500,
         num_workers: int = 2,
         in_memory_gb: float = 2.0,
@@ -78,7 +83,7 @@ class ImageDataModule(LightningDataModule):
             ("eval_batch_size", eval_batch_size),
             ("predict_samples", predict_samples),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{setting} must be at least 1, got {value}")
         if num_workers < 0 or in_memory_gb < 0:
             raise ValueError(f"num_workers and in_memory_gb must be at least 0, got {num_workers} and {in_memory_gb}")
@@ -91,6 +96,8 @@ class ImageDataModule(LightningDataModule):
         self.image_size, self.channels = image_size, channels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.alternations_per_step = alternations_per_step
+        self.group = alternations_per_step or 1  # alternations of a training step, known once `setup` has met the Trainer
+        self.group_to_keep: int | None = None  # that of a checkpoint within an epoch, from which training is to go on
         self.num_workers, self.in_memory_gb = num_workers, in_memory_gb
         self.predict_samples, self.seed = predict_samples, seed
         self.updates_per_batch, self.parts_per_update = updates_per_batch, parts_per_update
@@ -112,13 +119,16 @@ class ImageDataModule(LightningDataModule):
             DATASETS[self.data_name].prepare(self.root)
 
     def setup(self, stage: str) -> None:
-        """Let the Trainer's settings count steps.
+        """Choose how many alternations a step has, and let the Trainer's settings count steps.
 
         Raises:
             ValueError: if one of them falls within a step.
         """
-        if stage == "fit" and self.group > 1:
-            assert self.trainer is not None
+        if stage != "fit":
+            return
+        assert self.trainer is not None
+        self.group = self._choose_group(self.trainer)
+        if self.group > 1:
             in_steps = settings_in_steps(self.trainer, self._batches_of_an_epoch, self.group)
             self._as_given = {name: getattr(self.trainer, name) for name in in_steps}
             self._set_in_trainer(in_steps)
@@ -127,11 +137,6 @@ class ImageDataModule(LightningDataModule):
         """Give the Trainer its own settings back."""
         self._set_in_trainer(self._as_given)
         self._as_given = {}
-
-    @property
-    def group(self) -> int:
-        """Alternations of a training step."""
-        return 1 if self.trainer is not None and cast(Any, self.trainer).fast_dev_run else self.alternations_per_step
 
     def alternations(self, steps: float) -> float:
         """Return how many alternations the first `steps` steps of an epoch are."""
@@ -206,6 +211,17 @@ class ImageDataModule(LightningDataModule):
         for target, some in zip(resized.split(CHUNK), images.split(CHUNK), strict=True):
             target.copy_(tv.resize(some, list(self.image_shape[1:]), antialias=True))
         return resized
+
+    def _choose_group(self, trainer: Trainer) -> int:
+        if cast(Any, trainer).fast_dev_run:
+            return 1
+        if self.alternations_per_step is not None:
+            return self.alternations_per_step
+        if self.group_to_keep is not None:
+            return self.group_to_keep
+        # With larger images the Trainer's work weighs little, and a step of several alternations would wait long to stop.
+        each = 4 * self.batch_size * self.updates_per_batch * math.prod(self.image_shape) // trainer.world_size
+        return largest_group(trainer, self._batches_of_an_epoch, most=min(MOST_ALTERNATIONS, STEP_BYTES // each))
 
     @cached_property
     def _batches_of_an_epoch(self) -> int:

@@ -4,7 +4,54 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, cast
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end")
+ALTERNATION_HOOKS = ("on_alternation_start", "on_alternation_end")
+
+
+def largest_group(trainer: Trainer, batches: int, most: int) -> int:
+    """Return how many alternations, `most` at the most, a step can have where nothing is to happen within a step.
+
+    It is one where something counts steps that is not known to count alternations: a callback, or a validation that is due
+    by the number of steps since the run began, which a later part of the run must count alike. A callback that does something
+    at the end of a step may say every how many alternations in `ends_step_every`.
+    """
+    callbacks = cast(Any, trainer).callbacks
+    if trainer.check_val_every_n_epoch is None or any(map(_counts_steps, callbacks)):
+        return 1
+    limit = trainer.limit_train_batches
+    epoch = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
+    intervals = [every for callback in callbacks if (every := getattr(callback, "ends_step_every", None))]
+    for group in range(min(most, epoch), 1, -1):
+        if intervals and any(number % group for number in (*intervals, epoch)):
+            continue
+        if not _keeps_shares(trainer, batches, epoch, group):
+            continue
+        try:
+            settings_in_steps(trainer, batches, group)
+        except ValueError:
+            continue
+        return group
+    return 1
+
+
+def _keeps_shares(trainer: Trainer, batches: int, epoch: int, group: int) -> bool:
+    """Tell whether shares of an epoch come to as many alternations as they would by single ones."""
+    limit, interval = trainer.limit_train_batches, getattr(trainer, "val_check_interval", None)
+    if isinstance(limit, float) and int(-(-batches // group) * limit) * group != epoch and limit < 1:
+        return False
+    if not isinstance(interval, float) or interval >= 1:
+        return True
+    steps, due = -(-epoch // group), int(epoch * interval)
+    every = int(steps * interval)
+    return every * group == due > 0 and (epoch % group == 0 or steps % every > 0)
+
+
+def _counts_steps(callback: Callback) -> bool:
+    known = type(callback).__module__.startswith("bngan.") or any(hasattr(callback, hook) for hook in ALTERNATION_HOOKS)
+    return not known and any(is_overridden(hook, callback, parent=Callback) for hook in BATCH_HOOKS)
 
 
 def settings_in_steps(trainer: Trainer, batches: int, group: int) -> dict[str, int]:

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from bngan.memory import release_freed_memory
 from bngan.metrics.features import FeatureNet
 from bngan.metrics.kernel import KernelDistance
 from bngan.metrics.manifold import Manifold
 from bngan.metrics.modes import ClassHistogram
 
 Numbered = Iterable[tuple[Tensor, Tensor]]
-AT_ONCE = 100
+AT_ONCE = 50
 
 
 class _Features(nn.Identity):
@@ -75,9 +76,13 @@ class SampleQuality:
             self._update(images, index, real=False)
         if fid_alone:
             return {"fid": float(self._fid.compute())}
+        # Each needs large blocks of sizes of its own, and the peak is that of the neediest only if they are not added up.
+        release_freed_memory()
         # First the one that says clearly when there are too few images.
         manifold = self._manifold.compute()
+        release_freed_memory()
         values = {"fid": self._fid.compute(), **self._kid.compute(), **manifold}
+        release_freed_memory()
         if self._classes is not None:
             values |= self._classes.compute()
         return {name: float(value) for name, value in values.items()}
