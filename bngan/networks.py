@@ -13,6 +13,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from bngan.norms import CENTERING, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
 
+LARGEST_FIRST_SIDE = 4  # of G's first layer, and of D's last
+
 
 class Dropout(nn.Dropout):
     """Dropout that can be given uniform numbers in [0, 1) of its input's shape instead of drawing from torch's generator.
@@ -122,6 +124,8 @@ class Discriminator(nn.Module):
 class ConvGenerator(nn.Module):
     """DCGAN's generator (Radford et al. 2016): transposed convolutions, each doubling the side; no norm at the output.
 
+    The first layer's side is at most 4, as DCGAN's is: 28 comes from 4, 7, 14.
+
     Args:
         input_dim: size of the latent z.
         channels: channels of the images, 1 or 3.
@@ -137,18 +141,21 @@ class ConvGenerator(nn.Module):
         super().__init__()
         _check_positive(input_dim=input_dim, channels=channels, width=width)
         base, doublings = split_size(size)
+        sides = [base * 2**level for level in range(doublings + 1)]
+        if base > LARGEST_FIRST_SIDE:
+            sides.insert(0, (base + 1) // 2)
         normalized = find_norm(norm, **batch_norm)
         bias = norm not in CENTERING
         self.input_dim = input_dim
-        filters = [width * min(2**level, 8) for level in reversed(range(doublings))]
+        filters = [width * min(2**level, 8) for level in reversed(range(len(sides) - 1))]
         modules: list[nn.Module] = [
             nn.Unflatten(1, (input_dim, 1, 1)),
-            *normalized(nn.ConvTranspose2d(input_dim, filters[0], kernel_size=base, bias=bias)),
+            *normalized(nn.ConvTranspose2d(input_dim, filters[0], kernel_size=sides[0], bias=bias)),
             nn.ReLU(),
         ]
-        for source, target in pairwise(filters):
-            modules += [*normalized(_upsample(source, target, bias=bias)), nn.ReLU()]
-        modules += [_upsample(filters[-1], channels, bias=True), nn.Tanh()]
+        for (source, target), side in zip(pairwise(filters), sides[1:], strict=False):
+            modules += [*normalized(_upsample(source, target, side, bias=bias)), nn.ReLU()]
+        modules += [_upsample(filters[-1], channels, size, bias=True), nn.Tanh()]
         self.net = nn.Sequential(*modules)
         self.reference = _latent_reference(norm, input_dim)
         _initialize(self, norm)
@@ -166,6 +173,9 @@ class ConvGenerator(nn.Module):
 class ConvDiscriminator(nn.Module):
     """DCGAN's discriminator (Radford et al. 2016): strided convolutions, each halving the side; no norm at the input.
 
+    They go on until the side is at most 4, as in DCGAN: 28 becomes 14, 7, 3. With 7 as the last side no unit saw more than 10
+    pixels of a side, and D could not tell a digit from strokes that make none.
+
     Args:
         channels: channels of the images, 1 or 3.
         size: side of the square images, as for ConvGenerator.
@@ -180,7 +190,9 @@ class ConvDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         _check_positive(channels=channels, width=width)
-        base, halvings = split_size(size)
+        last_side, halvings = split_size(size)
+        if last_side > LARGEST_FIRST_SIDE:
+            last_side, halvings = last_side // 2, halvings + 1
         self.image_shape = (channels, size, size)
         normalized = find_norm(norm, **batch_norm)
         bare = normalized if norm == "spectral" else find_norm("none")
@@ -195,7 +207,7 @@ class ConvDiscriminator(nn.Module):
             ]
         modules += [
             *_dropout(dropout),
-            *bare(nn.Conv2d(filters[-1], 1, kernel_size=base)),
+            *bare(nn.Conv2d(filters[-1], 1, kernel_size=last_side)),
             nn.Flatten(start_dim=1),
             nn.Sigmoid(),
         ]
@@ -318,8 +330,9 @@ def _image_reference(norm: str, shape: Sequence[int]) -> nn.Buffer | None:
     return nn.Buffer(torch.full((VIRTUAL_REFERENCE_SIZE, *shape), math.nan)) if norm == "virtual" else None
 
 
-def _upsample(source: int, target: int, *, bias: bool) -> Layer:
-    return nn.ConvTranspose2d(source, target, kernel_size=4, stride=2, padding=1, bias=bias)
+def _upsample(source: int, target: int, side: int, *, bias: bool) -> Layer:
+    """Return a layer from side / 2, rounded up, to that side."""
+    return nn.ConvTranspose2d(source, target, kernel_size=4 - side % 2, stride=2, padding=1, bias=bias)
 
 
 def _downsample(source: int, target: int, *, bias: bool) -> Layer:
@@ -333,6 +346,8 @@ def _dropout(share: float) -> tuple[nn.Module, ...]:
 
 
 def _initialize(module: nn.Module, norm: str) -> None:
+    # Convolutions of weights in this order take half to two thirds of the time, on processors and on GPUs' tensor cores.
+    module.to(memory_format=torch.channels_last)
     # DCGAN's N(0, 0.02) relies on a norm to restore the scale; without one the signal would die out, so He's is used.
     # Spectral norm divides the weight by its own scale.
     for layer in module.modules():

@@ -111,7 +111,7 @@ def test_a_width_below_1_is_refused(hidden_dim: int) -> None:
 
 @pytest.mark.parametrize("network", [Generator(12, 20, 8), ConvGenerator(12, 1, 28, width=8)], ids=["mlp", "conv"])
 def test_generator_stays_in_range_where_its_last_layer_does_not(network: Generator | ConvGenerator) -> None:
-    z = torch.randn(64, 12) * 1000
+    z = torch.randn(64, 12) * 1e5
     network.eval()
     made = network(z)
     assert made.min() >= -1
@@ -171,13 +171,13 @@ def test_dropout_drops_where_what_it_is_given_is_below_its_share() -> None:
     assert torch.equal(layer.eval()(x), x)
 
 
-@pytest.mark.parametrize("build", [Discriminator, ConvDiscriminator])
+@pytest.mark.parametrize(("build", "layers"), [(Discriminator, 2), (ConvDiscriminator, 3)])
 def test_dropout_is_built_only_where_asked_and_acts_in_training(
-    build: type[Discriminator] | type[ConvDiscriminator],
+    build: type[Discriminator] | type[ConvDiscriminator], layers: int
 ) -> None:
     assert Dropout not in kinds(build())
     network = build(norm="none", dropout=0.5)
-    assert kinds(network).count(Dropout) == 2
+    assert kinds(network).count(Dropout) == layers
     x = images(4)
     assert not torch.equal(network(x), network(x))
     network.eval()
@@ -209,6 +209,28 @@ def test_filters_double_up_to_eight_times_the_width() -> None:
     taken = [m.out_channels for m in discriminator.net if isinstance(m, nn.Conv2d)]
     assert made == [32, 32, 16, 8, 4, 1]
     assert taken == [4, 8, 16, 32, 32, 1]
+
+
+@pytest.mark.parametrize(("size", "first", "last"), [(28, 4, 3), (24, 3, 3), (20, 3, 2), (32, 4, 4), (64, 4, 4)])
+def test_a_unit_of_the_discriminator_sees_the_whole_image(size: int, first: int, last: int) -> None:
+    generator, discriminator = ConvGenerator(10, 1, size, width=4), ConvDiscriminator(1, size, width=4, norm="none")
+    assert generator.net[:2](torch.zeros(2, 10)).shape[2:] == (first, first)
+    features = discriminator.net[:-3]
+    images = torch.randn(2, 1, size, size, requires_grad=True)
+    found = features(images)
+    assert found.shape[2:] == (last, last)
+    found[:, :, last // 2, last // 2].sum().backward()
+    assert images.grad is not None
+    seen = images.grad.abs().sum(dim=(0, 1)) > 0
+    # 46 pixels of a side after four layers and 22 after three.
+    reach = min(size, 22 if size < 64 else 46)
+    assert seen.any(dim=0).sum() >= reach - 4
+
+
+def test_convolutions_weights_lie_channels_last() -> None:
+    for network in (ConvGenerator(10, 1, 28, width=4), ConvDiscriminator(1, 28, width=4)):
+        weights = [module.weight for module in network.net if isinstance(module, CONVOLUTION)]
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
 @pytest.mark.parametrize(
