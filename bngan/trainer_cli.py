@@ -97,7 +97,7 @@ class GanCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
-        self._group_to_keep: int | None = None
+        self._saved_place: dict[str, int] = {}
         # An abbreviated flag is accepted or not depending on what other flags there are: better not at all.
         parser_options: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -182,6 +182,8 @@ class GanCLI(LightningCLI):
         self._saved_iteration = int(content["state_dict"]["iteration"])
         self._saved_shape = tuple(model["image_shape"])
         self._saved_state = content["state_dict"]
+        if fit:
+            self._saved_place = place_in_data(content["loops"]["fit_loop"])
         # Whatever else a stranger's checkpoint has there is left where it is.
         data = content.get("datamodule_hyper_parameters", {})
         data = {name: data[name] for name in signature(ImageDataModule).parameters if name in data}
@@ -202,8 +204,6 @@ class GanCLI(LightningCLI):
                     )
         self.config = self.parser.parse_object({self.config.subcommand: {**found.pop(""), **found}}, self.config)
         settings = self.config[self.config.subcommand]
-        if fit:
-            self._group_to_keep = group_within_epoch(content["loops"]["fit_loop"])
         group = data.get("alternations_per_step") or 1  # where it is unset and steps are counted through epochs, it is 1
         counted = fit and settings.trainer.check_val_every_n_epoch is None
         if counted and (settings.data.alternations_per_step or 1) != group:
@@ -308,7 +308,7 @@ class GanCLI(LightningCLI):
 
     def before_fit(self) -> None:
         self.model.check_batch(self.datamodule.batch_size // self.trainer.world_size * self.model.n_critic)
-        self.datamodule.group_to_keep = self._group_to_keep
+        self.datamodule.resumed = self._saved_place
         if self.model.compiled:
             self._check_compile()
         optimum = self.model.hparams
@@ -549,13 +549,10 @@ def check_training(checkpoint: Path, content: dict[str, Any]) -> None:
     raise ValueError(f"{checkpoint} is damaged, and training cannot go on from it: {reason}; use another one")
 
 
-def group_within_epoch(fit_loop: dict[str, Any]) -> int | None:
-    """Return the alternations of a step if a checkpoint's loop is within an epoch, whose steps are counted, else None."""
+def place_in_data(fit_loop: dict[str, Any]) -> dict[str, int]:
+    """Return what a checkpoint's loader says of its place in the data, or nothing."""
     loaders = fit_loop.get("state_dict", {}).get("combined_loader", [])
-    ended = fit_loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", False)
-    validated = fit_loop.get("epoch_loop.val_loop.batch_progress", {}).get("current", {})
-    validating = validated.get("started", 0) > validated.get("processed", 0)
-    return loaders[0].get("group", 1) if loaders and (validating or not ended) else None
+    return loaders[0] if loaders else {}
 
 
 def is_same(name: str, given: Any, saved: Any) -> bool:

@@ -27,7 +27,7 @@ from torchvision.datasets import MNIST
 
 from bngan.networks import Discriminator, Generator
 
-LATENT, LR, NOISE, EMA_DECAY, LR_DECAY_START = 100, 1e-3, 1.0, 0.999, 0.5
+LATENT, LR, NOISE, EMA_DECAY, LR_DECAY_START = 100, 2e-3, 1.0, 0.999, 0.5
 EAGER_BEFORE_CAPTURE = 3
 
 

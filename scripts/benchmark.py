@@ -149,6 +149,7 @@ def parse() -> argparse.Namespace:
     timed["scaling"].add_argument("--count", type=int, default=50_000, help="pictures for --folder")
     timed["quality"].add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     timed["quality"].add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3, 4, 5))
+    timed["quality"].add_argument("--keep", type=Path, help="folder for the runs, which scripts/recipes.py --runs can measure")
     for command in (page, *timed.values()):
         command.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "performance.json", help="results' file")
     args = parser.parse_args()
@@ -289,6 +290,7 @@ def quality(args: argparse.Namespace) -> Seen:
     the floor. A run ends where it reaches the smallest of TAUS; one that never does counts as never in the median.
     """
     epochs = () if args.epochs is None else (f"--trainer.max_epochs={args.epochs}",)
+    keep = (args.work / "runs" if args.keep is None else args.keep).resolve()
 
     def to_fid(recipe: str) -> Side:
         def measured(seed: int) -> Seen:
@@ -298,6 +300,7 @@ def quality(args: argparse.Namespace) -> Seen:
                 f"--seed_everything={args.seeds[seed]}",
                 f"--metrics.num_samples={args.samples}",
                 "--trainer.check_val_every_n_epoch=1",
+                f"--trainer.default_root_dir={keep / f'{recipe}-{args.seeds[seed]}'}",
                 *epochs,
             )
             started = time.time()

@@ -6,7 +6,8 @@
     python scripts/recipes.py --seeds                          # only write the page again
 
 Each run is `fit`, then `validate` and `test` on its best checkpoint. What they found goes into docs/recipes.json, which is
-added to: a recipe and seed that is in it is not run again. Times are those of the whole `fit` command.
+added to: a recipe and seed that is in it is not run again. Times are those of the whole `fit` command. A recipe and seed that
+has ended in the folder of --runs, where `scripts/benchmark.py quality --keep` trains, is measured and not trained again.
 """
 
 import argparse
@@ -60,10 +61,7 @@ def main() -> None:
             rows.append(row)
             rows.sort(key=lambda row: (RECIPES.index(row["recipe"]), row["seed"]))
             args.record.write_text(json.dumps(rows, indent=1) + "\n")
-            print(
-                f"{row['recipe']:<9} seed {row['seed']}  FID {row['test']['fid']['mean']:.3f}  {row['seconds']:.0f} s",
-                flush=True,
-            )
+            print(f"{row['recipe']:<9} seed {row['seed']}  FID {row['test']['fid']['mean']:.3f}", flush=True)
     if rows:
         args.record.with_suffix(".md").write_text(page(rows))
         readme = REPOSITORY / "README.md"
@@ -92,9 +90,13 @@ def run(recipe: str, seed: int, jobs: int, threads: int | None, runs: Path, data
         (folder,) = set(root.glob("*/*")) - before
         return folder
 
+    ended = sorted(root.glob("*/*/quality.json"))
     start = time.monotonic()
-    folder = command("fit", f"--config={REPOSITORY / 'configs' / recipe}.yaml", f"--seed_everything={seed}")
-    seconds = time.monotonic() - start
+    if ended:
+        folder = ended[-1].parent
+    else:
+        folder = command("fit", f"--config={REPOSITORY / 'configs' / recipe}.yaml", f"--seed_everything={seed}")
+    seconds = None if ended else round(time.monotonic() - start, 1)
     best = folder / "checkpoints" / "best.ckpt"
     record = json.loads((folder / "run.json").read_text())
     measuring = json.loads((folder / "quality.json").read_text())["validation_seconds"]
@@ -103,7 +105,7 @@ def run(recipe: str, seed: int, jobs: int, threads: int | None, runs: Path, data
     return {
         "recipe": recipe,
         "seed": seed,
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "validation_seconds": round(measuring, 1),
         "jobs": jobs,
         "git": record["git"],
@@ -198,6 +200,8 @@ def timing(rows: Sequence[Row]) -> str:
     """Return how long the whole fit command took, of those runs that had the machine to themselves."""
     machine, versions = rows[0]["machine"], rows[0]["versions"]
     where = f"{machine['cores']} cores ({machine['device']}), torch {versions['torch']}"
+    if rows[0]["seconds"] is None:
+        return f"[performance.md](performance.md) has the time it takes, on {where}."
     alone = [row for row in rows if row["jobs"] == 1 and row["machine"]["threads"] == machine["cores"]]
     seconds = [row["seconds"] for row in alone]
     if not seconds:

@@ -149,7 +149,27 @@ def test_steps_of_chosen_length_are_the_same_training_and_a_run_keeps_them_withi
     stop = ("--trainer.callbacks+=tests.interruptions.StopAfter", "--trainer.callbacks.iteration=54")
     assert fit(tmp_path, *SETTINGS, f"--data.folder={pictures}", *stop) == 143
     assert fit(tmp_path, "--name=mnist", "--ckpt_path=last", "--trainer.callbacks=null") == 0
-    assert group_of(tmp_path) == 1
+    assert group_of(tmp_path) == 4  # 54 is 8 alternations into the second epoch
+    assert_same_training(run(1), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def kept(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoints of a run whose steps have two alternations, because one is kept after every two."""
+    folder = tmp_path_factory.mktemp("kept")
+    keep = ("--checkpoint.every_n_iterations=2", "--checkpoint.keep_all=true")
+    assert fit(folder, *SETTINGS, f"--data.folder={pictures}", *keep) == 0
+    assert group_of(folder) == 2
+    return runs(folder)[0] / "checkpoints"
+
+
+@pytest.mark.parametrize(("iteration", "group"), [(4, 4), (20, 4), (28, 7), (46, 7), (50, 4), (52, 2), (74, 7), (90, 4)])
+def test_run_goes_on_within_an_epoch_by_longer_steps_that_fit_its_place(
+    iteration: int, group: int, kept: Path, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = ("--checkpoint.every_n_iterations=null", "--checkpoint.keep_all=false")
+    assert fit(tmp_path, f"--ckpt_path={kept / f'iteration-{iteration:06d}.ckpt'}", *other) == 0
+    assert group_of(tmp_path) == group
     assert_same_training(run(1), tmp_path)
 
 

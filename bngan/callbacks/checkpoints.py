@@ -21,6 +21,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from bngan import distributed
 from bngan.callbacks.run import run_folder
+from bngan.data.steps import count_in_steps
 from bngan.gan import GAN, NonFiniteLoss
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -185,6 +186,9 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: GAN, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":  # whoever measures needs no more than weights
             return
+        data = cast(Any, trainer).datamodule
+        if getattr(data, "resumed", None) and data.alternations_per_step is None:
+            count_in_steps(checkpoint["loops"]["fit_loop"], data.group)
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]
         self._validation_due = self._saved_before_validation = batches["started"] > batches["processed"]
 

@@ -21,6 +21,7 @@ from bngan.callbacks.checkpoints import Checkpoints
 from bngan.callbacks.run import run_folder
 from bngan.data.loader import to_unit_range
 from bngan.gan import GAN, Weights
+from bngan.memory import release_freed_memory
 from bngan.metrics.features import load_feature_net
 from bngan.metrics.quality import SampleQuality
 from bngan.sampling import to_uint8
@@ -88,7 +89,9 @@ class Quality(Callback):
                 )
             with torch.random.fork_rng(devices=[]):  # building a network draws numbers, which must not change training
                 net = load_feature_net(self.feature)
-            self._quality = SampleQuality(net, cast(Any, pl_module.image_shape), trainer.strategy.root_device)
+            shape, device = cast(Any, pl_module.image_shape), trainer.strategy.root_device
+            # What one stage has used would be added to what the next one needs, in blocks of other sizes.
+            self._quality = SampleQuality(net, shape, device, between_stages=release_freed_memory)
             least = 2 * self._quality.num_features
             if self.num_samples < least:
                 raise ValueError(

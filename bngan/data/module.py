@@ -97,7 +97,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.alternations_per_step = alternations_per_step
         self.group = alternations_per_step or 1  # alternations of a training step, known once `setup` has met the Trainer
-        self.group_to_keep: int | None = None  # that of a checkpoint within an epoch, from which training is to go on
+        self.resumed: dict[str, int] = {}  # place in the data of the checkpoint from which training is to go on
         self.num_workers, self.in_memory_gb = num_workers, in_memory_gb
         self.predict_samples, self.seed = predict_samples, seed
         self.updates_per_batch, self.parts_per_update = updates_per_batch, parts_per_update
@@ -217,11 +217,10 @@ class ImageDataModule(LightningDataModule):
             return 1
         if self.alternations_per_step is not None:
             return self.alternations_per_step
-        if self.group_to_keep is not None:
-            return self.group_to_keep
         # With larger images the Trainer's work weighs little, and a step of several alternations would wait long to stop.
         each = 4 * self.batch_size * self.updates_per_batch * math.prod(self.image_shape) // trainer.world_size
-        return largest_group(trainer, self._batches_of_an_epoch, most=min(MOST_ALTERNATIONS, STEP_BYTES // each))
+        most = min(MOST_ALTERNATIONS, STEP_BYTES // each)
+        return largest_group(trainer, self._batches_of_an_epoch, most, done=self.resumed.get("batches", 0))
 
     @cached_property
     def _batches_of_an_epoch(self) -> int:

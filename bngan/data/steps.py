@@ -11,12 +11,13 @@ BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end")
 ALTERNATION_HOOKS = ("on_alternation_start", "on_alternation_end")
 
 
-def largest_group(trainer: Trainer, batches: int, most: int) -> int:
+def largest_group(trainer: Trainer, batches: int, most: int, done: int = 0) -> int:
     """Return how many alternations, `most` at the most, a step can have where nothing is to happen within a step.
 
     It is one where something counts steps that is not known to count alternations: a callback, or a validation that is due
     by the number of steps since the run began, which a later part of the run must count alike. A callback that does something
-    at the end of a step may say every how many alternations in `ends_step_every`.
+    at the end of a step may say every how many alternations in `ends_step_every`. Where a checkpoint has `done` alternations of
+    an epoch, a step ends there as well.
     """
     callbacks = cast(Any, trainer).callbacks
     if trainer.check_val_every_n_epoch is None or any(map(_counts_steps, callbacks)):
@@ -25,6 +26,8 @@ def largest_group(trainer: Trainer, batches: int, most: int) -> int:
     epoch = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
     intervals = [every for callback in callbacks if (every := getattr(callback, "ends_step_every", None))]
     for group in range(min(most, epoch), 1, -1):
+        if done % group and done != epoch:
+            continue
         if intervals and any(number % group for number in (*intervals, epoch)):
             continue
         if not _keeps_shares(trainer, batches, epoch, group):
@@ -35,6 +38,20 @@ def largest_group(trainer: Trainer, batches: int, most: int) -> int:
             continue
         return group
     return 1
+
+
+def count_in_steps(fit_loop: dict[str, Any], group: int) -> None:
+    """Let a checkpoint's loop, which counts steps, stand at the same alternation of its epoch by steps of `group`.
+
+    A step of the checkpoint and one of `group` must both end there.
+    """
+    place = fit_loop["state_dict"]["combined_loader"][0]
+    before, now = (-(-place["batches"] // each) for each in (place.get("group", 1), group))
+    progress = fit_loop["epoch_loop.batch_progress"]
+    if progress["current"]["ready"] == before:  # else the epoch has ended, and the next one begins with steps of its own
+        for name in progress["current"]:
+            progress["current"][name] += now - before
+    place["group"] = group
 
 
 def _keeps_shares(trainer: Trainer, batches: int, epoch: int, group: int) -> bool:

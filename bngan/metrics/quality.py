@@ -1,12 +1,11 @@
 """Every metric of a set of samples at once, from one pass through the feature net."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from bngan.memory import release_freed_memory
 from bngan.metrics.features import FeatureNet
 from bngan.metrics.kernel import KernelDistance
 from bngan.metrics.manifold import Manifold
@@ -34,12 +33,20 @@ class SampleQuality:
         net: the feature net.
         image_shape: (C, H, W) of the images.
         device: where features are kept and compared.
+        between_stages: called between the stages of a measurement, each of which needs large blocks of memory of its own.
 
     Raises:
         ValueError: if the net does not take such images.
     """
 
-    def __init__(self, net: FeatureNet, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        net: FeatureNet,
+        image_shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+        between_stages: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._between_stages = between_stages
         self.net, self.device = net.to(device), torch.device(device)
         self._none = net(torch.zeros(1, *image_shape, device=device))[:0]
         stand_in = _Features(self._none.shape[1])
@@ -76,13 +83,12 @@ class SampleQuality:
             self._update(images, index, real=False)
         if fid_alone:
             return {"fid": float(self._fid.compute())}
-        # Each needs large blocks of sizes of its own, and the peak is that of the neediest only if they are not added up.
-        release_freed_memory()
+        self._between_stages()
         # First the one that says clearly when there are too few images.
         manifold = self._manifold.compute()
-        release_freed_memory()
+        self._between_stages()
         values = {"fid": self._fid.compute(), **self._kid.compute(), **manifold}
-        release_freed_memory()
+        self._between_stages()
         if self._classes is not None:
             values |= self._classes.compute()
         return {name: float(value) for name, value in values.items()}
