@@ -165,9 +165,9 @@ def running_statistics(layer: BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within the block batch norm layers still normalize by the batch, but leave their running statistics alone."""
-    layers = [layer for _, layer in batch_norm_layers(module) if layer.track_running_stats]
+def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Within the block these modules' batch norm layers still normalize by the batch, but leave running statistics alone."""
+    layers = [layer for module in modules for _, layer in batch_norm_layers(module) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:

@@ -305,14 +305,15 @@ class GAN(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run alternations on images in [-1, 1], n_critic * N (C, H, W) of them for each, or on (images, labels)."""
+        d_optimizer, g_optimizer = self._counted_optimizers()
         for images in self.by_alternation(batch):
             self._tell(self._starters)
-            self._alternate(images)
+            self._alternate(images, d_optimizer, g_optimizer)
             self._tell(self._enders)
 
-    def _alternate(self, images: Tensor) -> None:
+    def _alternate(self, images: Tensor, d_optimizer: LightningOptimizer, g_optimizer: LightningOptimizer) -> None:
         """Update D n_critic times and G once, on images (n_critic * N, C, H, W)."""
-        d_optimizer, g_optimizer = self._scheduled_optimizers()
+        self._schedule(d_optimizer, g_optimizer)
         if self.compiled and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         dropouts = self._guide_dropout(images)
@@ -366,7 +367,7 @@ class GAN(LightningModule):
         kept = fake_images is not None
         source = fake_images if kept else self._latents(len(real_images), turn=self.n_critic)
         # D's running statistics describe the games that D played; whether G's turn is one of them is a policy.
-        with nullcontext() if self.d_tracks_g_step else frozen_statistics(self.discriminator):
+        with nullcontext() if self.d_tracks_g_step else frozen_statistics(*self._d_norms):
             for real, part, blur in self._parts(real_images, source, noise):
                 fakes = part if kept else self._players[0](part)
                 real_logits, fake_logits = score(self._players[1], *_blurred(real, fakes, blur), self.batching)
@@ -422,7 +423,7 @@ class GAN(LightningModule):
 
     def on_train_start(self) -> None:
         """Forget what another run has left, and see who looks into updates."""
-        for made_for_this_run in ("_averaged", "_players", "_noises", "_dtype_in_run"):
+        for made_for_this_run in ("_averaged", "_players", "_noises", "_d_norms", "_dtype_in_run"):
             self.__dict__.pop(made_for_this_run, None)
         self._unhooked = _nobody_looks_into_updates(self.trainer)
         for optimizer in cast(list[torch.optim.Optimizer], self.trainer.optimizers):
@@ -508,20 +509,22 @@ class GAN(LightningModule):
     def _noise_level(self) -> float:
         return self.noise * max(0.0, 1 - self.progress / self.noise_end)
 
-    def _scheduled_optimizers(self) -> tuple[LightningOptimizer, LightningOptimizer]:
+    def _counted_optimizers(self) -> tuple[LightningOptimizer, LightningOptimizer]:
         d_optimizer, g_optimizer = cast(list[LightningOptimizer], self.optimizers())
         # The Trainer counts optimizer steps and stops, saves and validates by that count: let G's alone be counted, once
-        # an alternation. Lightning renews these two hooks before each batch.
-        trainer = cast(Any, self.trainer)
-        profiler, scale = trainer.profiler, self._lr_scale
+        # an alternation. Lightning renews these two hooks before each step of its own.
+        profiler = cast(Any, self.trainer).profiler
         d_optimizer._on_before_step = partial(profiler.start, "optimizer_step")
         d_optimizer._on_after_step = partial(profiler.stop, "optimizer_step")
-        for optimizer, lr in ((d_optimizer, self.d_lr), (g_optimizer, self.g_lr)):
+        return d_optimizer, g_optimizer
+
+    def _schedule(self, *optimizers: LightningOptimizer) -> None:
+        scale = self._lr_scale
+        for optimizer, lr in zip(optimizers, (self.d_lr, self.g_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale
-        every = trainer.log_every_n_steps
+        every = cast(Any, self.trainer).log_every_n_steps
         self._due = every > 0 and (self.iterations_done + 1) % every == 0
-        return d_optimizer, g_optimizer
 
     def check_batch(self, size: int) -> None:
         """Refuse batches of a size that cannot be trained on.
@@ -601,6 +604,11 @@ class GAN(LightningModule):
 
     def _generator(self, stream: Stream, iteration: int, turn: int) -> torch.Generator:
         return randomness.generator(self.seed, stream, iteration, turn, device=self.device)
+
+    @cached_property
+    def _d_norms(self) -> list[BatchNorm]:
+        """D's batch norm layers, which are looked for once a run."""
+        return [layer for _, layer in batch_norm_layers(self.discriminator)]
 
     @cached_property
     def _players(self) -> tuple[Play, Play]:

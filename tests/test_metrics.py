@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.transforms.v2 import functional as tv
 
 from bngan.cli import main
@@ -385,6 +386,20 @@ def test_batches_add_up_in_any_order(build: Callable[[], FeaturePairs]) -> None:
     assert {name: float(value) for name, value in shuffled.compute().items()} == pytest.approx(at_once, abs=1e-12)
     fewer = values_of(build(), real, fake[:-9])
     assert all(fewer[name] != pytest.approx(value, abs=1e-9) for name, value in at_once.items() if name != "coverage")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20, 100])
+def test_kernel_distance_is_that_of_torchmetrics_on_the_same_subsets(chunk: int) -> None:
+    real, fake = clouds(Sizes(80, 70, 6))
+    oracle = KernelInceptionDistance(feature=nn.Identity(), subsets=3, subset_size=20)
+    oracle.update(real.double(), real=True)
+    oracle.update(fake.double(), real=False)
+    torch.manual_seed(0)
+    expected = float(oracle.compute()[0])
+    assert values_of(KernelDistance(subsets=3, subset_size=20, chunk=chunk), real, fake)["kid"] == pytest.approx(
+        expected, rel=1e-10
+    )
+    assert values_of(KernelDistance(subsets=4, subset_size=20), real, fake)["kid"] != pytest.approx(expected, rel=1e-3)
 
 
 def test_numbers_decide_which_images_are_in_a_subset() -> None:

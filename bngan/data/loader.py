@@ -78,6 +78,11 @@ class ShardedBatches:
         # A rest with less than one row for each rank joins the batch before it: no rank may be left with nothing.
         return max(1, full + (rest >= self.ranks))
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a batch on this rank; in evaluation a batch may have some more."""
+        return max(1, self.batch_size // self.ranks)
+
     def __len__(self) -> int:
         return -(-self.num_batches // self.group)
 
@@ -161,7 +166,12 @@ class TensorLoader:
         self.batch_sampler.load_state_dict(state)
 
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return to_unit_range(self.images.index_select(0, rows)), self.labels.index_select(0, rows)
+        images = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.float32, device=self.images.device)
+        # A batch at a time, which stays in the processor's cache from one operation to the next.
+        size = self.batch_sampler.rows_at_once
+        for target, some in zip(images.split(size), rows.split(size), strict=True):
+            target.copy_(self.images.index_select(0, some)).div_(127.5).sub_(1)
+        return images, self.labels.index_select(0, rows)
 
 
 class PictureLoader(DataLoader):
