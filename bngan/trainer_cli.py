@@ -550,9 +550,11 @@ def check_training(checkpoint: Path, content: dict[str, Any]) -> None:
 
 
 def place_in_data(fit_loop: dict[str, Any]) -> dict[str, int]:
-    """Return what a checkpoint's loader says of its place in the data, or nothing."""
-    loaders = fit_loop.get("state_dict", {}).get("combined_loader", [])
-    return loaders[0] if loaders else {}
+    """Return what a checkpoint's loader says of its place in the data, or nothing if it says none."""
+    state = fit_loop.get("state_dict")
+    loaders = state.get("combined_loader") if isinstance(state, dict) else None
+    place = loaders[0] if isinstance(loaders, list) and loaders else None
+    return place if isinstance(place, dict) and isinstance(place.get("batches"), int) else {}
 
 
 def is_same(name: str, given: Any, saved: Any) -> bool:
