@@ -318,10 +318,10 @@ class GAN(LightningModule):
             torch.compiler.cudagraph_mark_step_begin()
         dropouts = self._guide_dropout(images)
         for turn, real_images in enumerate(self._split_batch(images)):
-            noise = self._instance_noise(real_images, turn)
-            fake_images = self._update_discriminator(d_optimizer, real_images, noise, turn)
+            real_seen, noise = self._blur(real_images, turn)
+            fake_images = self._update_discriminator(d_optimizer, real_seen, noise, turn)
             if turn == self.n_critic - 1:
-                self._update_generator(g_optimizer, real_images, fake_images, noise)
+                self._update_generator(g_optimizer, real_seen, fake_images, noise)
         for layer in dropouts:
             layer.draw = None
         self.iteration.add_(1)
@@ -342,9 +342,8 @@ class GAN(LightningModule):
             # One forward of G serves both players, unless the batch is cut up because its graph does not fit in memory.
             with nullcontext() if self.accumulate == 1 else torch.no_grad():
                 fake_images = self._players[0](latents)
-            real_seen, fake_seen = _blurred(real, fake_images.detach(), blur)
-            real_seen.requires_grad_(self.r1 > 0)
-            fake_seen.requires_grad_(self.r2 > 0)
+            real_seen = real.detach().requires_grad_(self.r1 > 0)
+            fake_seen = _blurred(fake_images.detach(), blur).requires_grad_(self.r2 > 0)
             real_logits, fake_logits = score(self._players[1], real_seen, fake_seen, self.batching)
             objective = self.loss.discriminator(real_logits, fake_logits)
             self.d_loss = objective.detach()
@@ -370,7 +369,7 @@ class GAN(LightningModule):
         with nullcontext() if self.d_tracks_g_step else frozen_statistics(*self._d_norms):
             for real, part, blur in self._parts(real_images, source, noise):
                 fakes = part if kept else self._players[0](part)
-                real_logits, fake_logits = score(self._players[1], *_blurred(real, fakes, blur), self.batching)
+                real_logits, fake_logits = score(self._players[1], real, _blurred(fakes, blur), self.batching)
                 objective = self.loss.generator(real_logits, fake_logits)
                 self.g_loss = objective.detach()
                 self._backward(objective, optimizer)
@@ -577,12 +576,14 @@ class GAN(LightningModule):
     def _latents(self, count: int, turn: int) -> Tensor:
         return self._draw(torch.randn, count, (self.latent_dim,), Stream.LATENTS, turn)
 
-    def _instance_noise(self, images: Tensor, turn: int) -> Tensor | None:
-        """Return noise (N, 2, C, H, W) for N real and N fake images, or None once it has died away."""
-        if self._noise_level == 0:
-            return None
-        whole = self._for_all(len(images), (2, *self.image_shape))
-        return self._noises.rows(self.iterations_done * self.n_critic + turn, whole).mul_(self._noise_level)
+    def _blur(self, real_images: Tensor, turn: int) -> tuple[Tensor, Tensor | None]:
+        """Return N real images as D sees them, and noise (N, C, H, W) for as many fakes, or None once it has died away."""
+        level = self._noise_level
+        if level == 0:
+            return real_images, None
+        whole = self._for_all(len(real_images), (2, *self.image_shape))
+        noise = self._noises.rows(self.iterations_done * self.n_critic + turn, whole).mul_(level)
+        return real_images + noise[:, 0], noise[:, 1]
 
     @cached_property
     def _noises(self) -> distributed.SharedDraws:
@@ -746,10 +747,8 @@ def _images(batch: Batch) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]
 
 
-def _blurred(real_images: Tensor, fake_images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    if noise is None:
-        return real_images, fake_images
-    return real_images + noise[:, 0], fake_images + noise[:, 1]
+def _blurred(images: Tensor, noise: Tensor | None) -> Tensor:
+    return images if noise is None else images + noise
 
 
 def _read_iteration(module: nn.Module, _: Any) -> None:

@@ -97,7 +97,7 @@ def main() -> None:
     key = f"{args.command} {args.mode}".strip()
     key += "" if args.device == "cpu" else f" on {machine['gpu']}"
     result = {
-        "command": shlex.join(["python", "scripts/benchmark.py", *without(sys.argv[1:], "--output")]),
+        "command": shlex.join(["python", "scripts/benchmark.py", *without(without(sys.argv[1:], "--output"), "--keep")]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **machine,
         "settings": {"device": args.device, "threads": args.threads, **result.pop("settings")},

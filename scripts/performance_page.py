@@ -82,7 +82,8 @@ NOTES = {
     "memory": "The most that the process held at once. torchmetrics imports scipy and torch-fidelity where they are installed, "
     "which takes 64 MB more; only the tests need them, and the line below says whether they were there.",
     "quality": "From the command to the end of the first validation at that FID. There is one after each epoch, and its time "
-    "is counted, since a person waits for it too. Runs that never get there count as never in the median.",
+    "is counted, since a person waits for it too. Runs that never get there count as never in the median. Recipes that are not "
+    "in the table never do: [recipes.md](recipes.md) has where they end.",
     "scaling": "One thread for each process, batch norm over both ranks together. *8 a step* is "
     "`--data.alternations_per_step 8`.",
     "scaling images": "Noise, 28 x 28, in memory; as many alternations for each size, with the checkpoint of every epoch.",
