@@ -161,7 +161,7 @@ def test_rank_that_is_killed_takes_the_run_down(strategy: str, target: str, mnis
 
 
 def test_killed_rank_is_missed_although_its_data_worker_lives_on(tmp_path: Path) -> None:
-    for number in range(40):
+    for number in range(400):  # so many that a worker has still to read while the first ones are trained on
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
         (tmp_path / "pictures").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
