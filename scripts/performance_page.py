@@ -80,10 +80,10 @@ NOTES = {
     "each run.",
     "startup": "With the data in place and files in the system's cache.",
     "memory": "The most that the process held at once. torchmetrics imports scipy and torch-fidelity where they are installed, "
-    "which takes 64 MB more; only the tests need them, and the line below says whether they were there.",
+    "which takes more; only the tests need them, and the line below says whether they were there.",
     "quality": "From the command to the end of the first validation at that FID. There is one after each epoch, and its time "
-    "is counted, since a person waits for it too. Runs that never get there count as never in the median. Recipes that are not "
-    "in the table never do: [recipes.md](recipes.md) has where they end.",
+    "is counted, since a person waits for it too. Runs that never get there count as never in the median. Where recipes end "
+    "that were not timed is in [recipes.md](recipes.md).",
     "scaling": "One thread for each process, batch norm over both ranks together. *8 a step* is "
     "`--data.alternations_per_step 8`.",
     "scaling images": "Noise, 28 x 28, in memory; as many alternations for each size, with the checkpoint of every epoch.",
@@ -128,7 +128,7 @@ def write_page(results: Mapping[str, Seen], page: Path) -> None:
         if result["goals"]:
             lines += [*markdown_table(goals_table(result)), ""]
         lines += [f"`{result['command']}`: {conditions(result)}.", ""]
-    if not any(result["gpu"] and result["settings"]["device"] == "cuda" for result in results.values()):
+    if all(result["settings"]["device"] == "cpu" for result in results.values()):
         lines += ["## On a GPU", "", UNMEASURED, ""]
     lines += ["## What was tried", "", TRIED_START, "", tried, "", TRIED_END, ""]
     page.write_text("\n".join(lines))

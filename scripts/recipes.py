@@ -94,6 +94,7 @@ def run(recipe: str, seed: int, jobs: int, threads: int | None, runs: Path, data
     start = time.monotonic()
     if ended:
         folder = ended[-1].parent
+        print(f"{recipe}, seed {seed}: measures the run that has ended in {folder}", flush=True)
     else:
         folder = command("fit", f"--config={REPOSITORY / 'configs' / recipe}.yaml", f"--seed_everything={seed}")
     seconds = None if ended else round(time.monotonic() - start, 1)

@@ -170,7 +170,7 @@ class TensorLoader:
         # A batch at a time, which stays in the processor's cache from one operation to the next.
         size = self.batch_sampler.rows_at_once
         for target, some in zip(images.split(size), rows.split(size), strict=True):
-            target.copy_(self.images.index_select(0, some)).div_(127.5).sub_(1)
+            to_unit_range(self.images.index_select(0, some), out=target)
         return images, self.labels.index_select(0, rows)
 
 
@@ -203,6 +203,6 @@ class PictureLoader(DataLoader):
         self.batches.load_state_dict(state)
 
 
-def to_unit_range(images: Tensor) -> Tensor:
-    """Map images from uint8 0..255 to float32 [-1, 1]."""
-    return images.to(torch.float32).div_(127.5).sub_(1)
+def to_unit_range(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """Map images from uint8 0..255 to float32 [-1, 1], into `out` if it is given."""
+    return (images.to(torch.float32) if out is None else out.copy_(images)).div_(127.5).sub_(1)
