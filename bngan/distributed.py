@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,8 +16,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bngan import threads
 from bngan.batchnorm import ReferenceBatchNorm, running_statistics, single
 from bngan.wires import SLOT_BYTES, Wires
+
+# Batches that a process draws at once, on all its threads, and what they may take together.
+DRAWN_AHEAD, DRAWN_AHEAD_BYTES = 16, 1 << 25
 
 
 def world_size() -> int:
@@ -143,13 +148,13 @@ def own_rows(rows: Tensor, parts: int) -> Tensor:
 
 
 class SharedDraws:
-    """Random numbers for whole global batches, of which each rank gets its rows; each batch is drawn by one rank for all.
+    """Random numbers for whole global batches, of which each rank gets its rows; the draws of some batches go side by side.
 
     A rank cannot draw its own rows alone, since they depend on how much was drawn before them. So each rank draws one of the
-    next batches, as many as there are ranks, and deals its rows out.
+    next batches, as many as there are ranks, and deals its rows out. A single process draws the next ones on several threads.
 
     Args:
-        draw: fills a tensor with the batch of a number.
+        draw: fills a tensor with the batch of a number, and does nothing else.
         parts: as for `own_rows`.
     """
 
@@ -164,14 +169,21 @@ class SharedDraws:
             number: which batch.
             whole: a tensor of the shape, dtype and device of the whole batch, which may be written to.
         """
-        wires = _wires(whole) if world_size() > 1 else None
-        if wires is None:
-            self._draw(number, whole)
-            return own_rows(whole, self._parts)
         if number not in self._dealt:
-            batches = wires.fill(whole.shape, whole.dtype, lambda place: self._draw(number + rank(), place))
-            self._dealt = {number + turn: own_rows(batch, self._parts).clone() for turn, batch in enumerate(batches)}
+            self._dealt = dict(enumerate(self._deal(number, whole), start=number))
         return self._dealt.pop(number)
+
+    def _deal(self, number: int, whole: Tensor) -> list[Tensor]:
+        if world_size() > 1:
+            if wires := _wires(whole):
+                batches = wires.fill(whole.shape, whole.dtype, lambda place: self._draw(number + rank(), place))
+                return [own_rows(batch, self._parts).clone() for batch in batches]
+            self._draw(number, whole)
+            return [own_rows(whole, self._parts)]
+        ahead = min(DRAWN_AHEAD, DRAWN_AHEAD_BYTES // whole.nbytes) if whole.device.type == "cpu" and threads.spare() > 1 else 1
+        batches = [whole, *(torch.empty_like(whole) for _ in range(ahead - 1))]
+        threads.side_by_side(partial(self._draw, number + turn, batch) for turn, batch in enumerate(batches))
+        return batches
 
 
 class SynchronizedBatchNorm(ReferenceBatchNorm):

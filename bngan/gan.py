@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from bngan import distributed, randomness
+from bngan.adam import Adam
 from bngan.batchnorm import (
     SAMPLINGS,
     Batching,
@@ -319,9 +320,9 @@ class GAN(LightningModule):
         dropouts = self._guide_dropout(images)
         for turn, real_images in enumerate(self._split_batch(images)):
             real_seen, noise = self._blur(real_images, turn)
-            fake_images = self._update_discriminator(d_optimizer, real_seen, noise, turn)
+            fake_seen = self._update_discriminator(d_optimizer, real_seen, noise, turn)
             if turn == self.n_critic - 1:
-                self._update_generator(g_optimizer, real_seen, fake_images, noise)
+                self._update_generator(g_optimizer, real_seen, fake_seen, noise)
         for layer in dropouts:
             layer.draw = None
         self.iteration.add_(1)
@@ -332,8 +333,8 @@ class GAN(LightningModule):
     def _update_discriminator(
         self, optimizer: LightningOptimizer, real_images: Tensor, noise: Tensor | None, turn: int
     ) -> Tensor | None:
-        """Improve D on real images (N, ...) and as many new fakes; return the fakes, with the way back to G, if kept."""
-        fake_images = None
+        """Improve D on real images (N, ...) and as many new fakes; return these, with the way back to G, if they are kept."""
+        fakes = None
         z = self._latents(len(real_images), turn)
         mixes: Sequence[Tensor | None] = [None] * self.accumulate
         if self.gradient_penalty:
@@ -341,9 +342,9 @@ class GAN(LightningModule):
         for mix, (real, latents, blur) in zip(mixes, self._parts(real_images, z, noise), strict=True):
             # One forward of G serves both players, unless the batch is cut up because its graph does not fit in memory.
             with nullcontext() if self.accumulate == 1 else torch.no_grad():
-                fake_images = self._players[0](latents)
+                fakes = _blurred(self._players[0](latents), blur)
             real_seen = real.detach().requires_grad_(self.r1 > 0)
-            fake_seen = _blurred(fake_images.detach(), blur).requires_grad_(self.r2 > 0)
+            fake_seen = fakes.detach().requires_grad_(self.r2 > 0)
             real_logits, fake_logits = score(self._players[1], real_seen, fake_seen, self.batching)
             objective = self.loss.discriminator(real_logits, fake_logits)
             self.d_loss = objective.detach()
@@ -357,19 +358,19 @@ class GAN(LightningModule):
             self._backward(objective, optimizer)
             self._observe("d", self.d_loss, real_logits, fake_logits)
         self._step(optimizer, self.d_clip, "d")
-        return fake_images if self.accumulate == 1 else None
+        return fakes if self.accumulate == 1 else None
 
     def _update_generator(
-        self, optimizer: LightningOptimizer, real_images: Tensor, fake_images: Tensor | None, noise: Tensor | None
+        self, optimizer: LightningOptimizer, real_images: Tensor, fake_seen: Tensor | None, noise: Tensor | None
     ) -> None:
         """Improve G against the D just improved, on the fakes that D saw or, if they were not kept, on new ones."""
-        kept = fake_images is not None
-        source = fake_images if kept else self._latents(len(real_images), turn=self.n_critic)
+        kept = fake_seen is not None
+        source = fake_seen if kept else self._latents(len(real_images), turn=self.n_critic)
         # D's running statistics describe the games that D played; whether G's turn is one of them is a policy.
         with nullcontext() if self.d_tracks_g_step else frozen_statistics(*self._d_norms):
             for real, part, blur in self._parts(real_images, source, noise):
-                fakes = part if kept else self._players[0](part)
-                real_logits, fake_logits = score(self._players[1], real, _blurred(fakes, blur), self.batching)
+                fakes = part if kept else _blurred(self._players[0](part), blur)
+                real_logits, fake_logits = score(self._players[1], real, fakes, self.batching)
                 objective = self.loss.generator(real_logits, fake_logits)
                 self.g_loss = objective.detach()
                 self._backward(objective, optimizer)
@@ -404,8 +405,8 @@ class GAN(LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the discriminator and Adam for the generator."""
         return [
-            torch.optim.Adam(self.discriminator.parameters(), lr=self.d_lr, betas=self.betas, fused=True),
-            torch.optim.Adam(self.generator.parameters(), lr=self.g_lr, betas=self.betas, fused=True),
+            Adam(self.discriminator.parameters(), lr=self.d_lr, betas=self.betas),
+            Adam(self.generator.parameters(), lr=self.g_lr, betas=self.betas),
         ]
 
     def setup(self, stage: str) -> None:
@@ -669,7 +670,7 @@ class GAN(LightningModule):
                 self.observed[f"train/{player}_grad_norm"] = norm
         if self._unhooked:
             optimizer._on_before_step()
-            optimizer.optimizer.step()
+            cast(Adam, optimizer.optimizer).update()
             optimizer._on_after_step()
         else:
             optimizer.step()

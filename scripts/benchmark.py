@@ -159,6 +159,8 @@ def parse() -> argparse.Namespace:
             if value is not None and value < 1:
                 parser.error(f"--{name} must be at least 1, got {value}")
         args.mode = "images" if getattr(args, "images", False) else "folder" if getattr(args, "folder", False) else ""
+        if args.command == "quality" and set(args.recipes) != set(RECIPES):
+            args.mode = " ".join(args.recipes)  # some recipes' results must not take the place of the others'
         if args.command == "scaling" and not args.mode and args.limit and args.limit % GROUP:
             parser.error(
                 f"--limit must be a multiple of {GROUP}, the alternations of a step on one of the sides, got {args.limit}"

@@ -86,7 +86,7 @@ NOTES = {
     "that were not timed is in [recipes.md](recipes.md).",
     "scaling": "One thread for each process, batch norm over both ranks together. *8 a step* is "
     "`--data.alternations_per_step 8`.",
-    "scaling images": "Noise, 28 x 28, in memory; as many alternations for each size, with the checkpoint of every epoch.",
+    "scaling images": "Noise, 28 x 28, in memory; as many alternations for each size, with the checkpoints of their epochs.",
     "scaling folder": "64 x 64 JPEGs, `configs/pictures.yaml`. Reading all into memory comes before the first alternation.",
 }
 UNMEASURED = (
@@ -115,10 +115,11 @@ def write_page(results: Mapping[str, Seen], page: Path) -> None:
         "",
     ]
     order = list(HEADINGS)
-    for key in sorted(results, key=lambda key: (order.index(key.partition(" on ")[0]), key)):
-        name, _, card = key.partition(" on ")
+    for key in sorted(results, key=lambda key: (order.index(_section(key)), key)):
+        name, card = _section(key), key.partition(" on ")[2]
         result = results[key]
-        lines += [f"## {HEADINGS[name]}{f', {card}' if card else ''}", "", NOTES[name], ""]
+        recipes = f": {', '.join(result['rows'])}" if name == "quality" else ""
+        lines += [f"## {HEADINGS[name]}{recipes}{f', {card}' if card else ''}", "", NOTES[name], ""]
         if key == "step":
             chart.write_text(bar_chart("Training speed, batch 128", "images/s", result["rows"], "images/s"))
             lines += [f"![images per second of each side]({chart.name})", ""]
@@ -132,6 +133,12 @@ def write_page(results: Mapping[str, Seen], page: Path) -> None:
         lines += ["## On a GPU", "", UNMEASURED, ""]
     lines += ["## What was tried", "", TRIED_START, "", tried, "", TRIED_END, ""]
     page.write_text("\n".join(lines))
+
+
+def _section(key: str) -> str:
+    """Return which heading a result belongs under: those of quality may be of some recipes, and any may be of a GPU."""
+    name = key.partition(" on ")[0]
+    return "quality" if name.startswith("quality") else name
 
 
 def roofline_text(seen: Seen) -> str:

@@ -22,7 +22,9 @@ IMPORTS_ALLOWED = {
     "bngan.batchnorm": set(),
     "bngan.randomness": set(),
     "bngan.wires": set(),
-    "bngan.distributed": {"bngan.batchnorm", "bngan.wires"},
+    "bngan.threads": set(),
+    "bngan.adam": set(),
+    "bngan.distributed": {"bngan.batchnorm", "bngan.wires", "bngan.threads"},
     "bngan.networks": {"bngan.norms"},
     "bngan.gan": {
         "bngan.networks",
@@ -31,6 +33,7 @@ IMPORTS_ALLOWED = {
         "bngan.distributed",
         "bngan.randomness",
         "bngan.norms",
+        "bngan.adam",
     },
 }
 PLAIN_PYTORCH = ["bngan.norms", "bngan.losses", "bngan.batchnorm", "bngan.networks", "bngan.metrics"]

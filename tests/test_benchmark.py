@@ -224,7 +224,8 @@ def test_step_compares_all_sides_and_records_it(tmp_path: Path) -> None:
 def test_every_subcommand_adds_its_result_to_the_file_and_the_page(
     arguments: tuple[str, ...], rows: int, tmp_path: Path
 ) -> None:
-    key = " ".join([arguments[0], *(flag[2:] for flag in arguments if flag in ("--images", "--folder"))])
+    modes = {"--images": "images", "--folder": "folder", "--recipes": "default"}
+    key = " ".join([arguments[0], *(modes[flag] for flag in arguments if flag in modes)])
     (tmp_path / "results.json").write_text(json.dumps({"step": recorded()}))
     result, printed = run(tmp_path, *arguments)
     assert len(result["rows"]) == rows

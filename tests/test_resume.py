@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bngan.callbacks import checkpoints
+from bngan.callbacks.checkpoints import WholeCheckpoints
 from bngan.cli import main
 from bngan.sampling import config_beside
 from bngan.trainer_cli import KEPT
@@ -114,6 +116,25 @@ def stop_and_go_on(folder: Path, root: Path, settings: tuple[str, ...], iteratio
     where = int(last(folder)["state_dict"]["iteration"])
     assert where in (iteration, iteration + 1)
     assert fit(folder, f"--data.root={root}", "--ckpt_path=last", "--trainer.callbacks=null") == 0
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0, [5, 10, 15, 20]), (1e9, [5, 20])])
+def test_short_epochs_do_not_all_end_with_a_checkpoint_but_the_last_one_does(
+    factor: float, expected: list[int], mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    def save(self: WholeCheckpoints, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+        if Path(path).name == "last.ckpt":
+            saved.append(checkpoint["global_step"])
+        write(self, checkpoint, path, storage_options)
+
+    write = WholeCheckpoints.save_checkpoint
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoints, "LEAST_BETWEEN_SAVES", factor)
+    assert fit(tmp_path, f"--data.root={mnist_root}", *DIGITS, "--trainer.limit_val_batches=0") == 0
+    assert saved == expected
+    assert last(tmp_path)["global_step"] == ITERATIONS
 
 
 @pytest.mark.parametrize("iteration", [1, 4, 5, 7, 9, 10, 14, 19])

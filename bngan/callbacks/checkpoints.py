@@ -25,6 +25,7 @@ from bngan.data.steps import count_in_steps
 from bngan.gan import GAN, NonFiniteLoss
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEAST_BETWEEN_SAVES = 50  # times what one takes
 # Ranks ask one another whether to stop, and reading the answer makes a GPU wait, so there they ask more seldom.
 ASK_EVERY_ON_GPU = 10
 
@@ -35,6 +36,9 @@ class Stopped(SystemExit):
 
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt`, renewed every epoch, and `checkpoints/best.ckpt`, the one of the best metric.
+
+    Where epochs are short, last.ckpt is renewed at the end of so few of them that it takes no more than a fiftieth of the time,
+    and at the end of the run.
 
     SIGINT (Ctrl-C) or SIGTERM to any rank makes all of them stop at the same iteration, with a last.ckpt of it, from which
     the run goes on as if it had not stopped; a second one stops that process at once.
@@ -72,7 +76,7 @@ class Checkpoints(Checkpoint):
         self.best_iteration = -1
         self._missed = False
         self._asked = 0
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saving_took = time.monotonic(), 0.0  # seconds
         self._validation_due = self._saved_before_validation = False
         self._started = False
         self._step_began = -1  # iteration
@@ -100,7 +104,6 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
         self._saved_at = time.monotonic()
-        self._step_began = pl_module.iterations_done - 1
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         self._give_back_signals()
@@ -132,7 +135,8 @@ class Checkpoints(Checkpoint):
         self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         asked = late = False
         if pl_module.device.type == "cpu" or self._passed(ASK_EVERY_ON_GPU, pl_module):
-            asked, late = self._everyones_wishes(trainer, pl_module)
+            patience = math.inf if self.every_minutes is None else 60 * self.every_minutes
+            asked, late = self._everyones_wishes(trainer, pl_module, patience)
         # At the end of an epoch the place to stop is on_train_epoch_end, and at the end of the run there is no need to.
         if asked and (self._validation_due or not loop.epoch_loop._is_training_done):
             self._stop(trainer)
@@ -175,9 +179,12 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "best")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
-        if self._everyones_wishes(trainer, pl_module)[0] and not cast(Any, trainer).fit_loop.done:
+        asked, late = self._everyones_wishes(trainer, pl_module, LEAST_BETWEEN_SAVES * self._saving_took)
+        done = cast(Any, trainer).fit_loop.done
+        if asked and not done:
             self._stop(trainer)
-        self._save(trainer, "last")
+        if late or done:
+            self._save(trainer, "last")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: GAN, checkpoint: dict[str, Any]) -> None:
         if self._validation_due:
@@ -207,9 +214,9 @@ class Checkpoints(Checkpoint):
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _everyones_wishes(self, trainer: Trainer, gan: GAN) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop, and whether last.ckpt is due by the clock, the same on all ranks."""
-        late = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
+    def _everyones_wishes(self, trainer: Trainer, gan: GAN, patience: float = math.inf) -> tuple[bool, bool]:
+        """Return whether any rank was asked to stop, and whether last.ckpt is older than that, the same on all ranks."""
+        late = time.monotonic() - self._saved_at > patience
         if trainer.world_size > 1:
             wishes = torch.tensor([self._asked, late and trainer.is_global_zero], dtype=torch.long, device=gan.device)
             asked, late = distributed.gather(wishes).amax(dim=0).tolist()
@@ -229,6 +236,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if self._run_folder is None:
             return
+        began = time.monotonic()
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 # Who goes on from this checkpoint must find all that was logged before it.
@@ -238,6 +246,7 @@ class Checkpoints(Checkpoint):
         if name == "last":
             self._saved_before_validation = self._validation_due
             self._saved_at = time.monotonic()
+            self._saving_took = self._saved_at - began
 
 
 def _was_started(trainer: Trainer) -> bool:
