@@ -79,7 +79,7 @@ class RunProgress(ProgressBar):
                     print(f"{tag:<32} {float(value):.4f}", flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
-        if self._enabled:
+        if self._enabled and self._images > self._images_at_mark:
             self._show(trainer, pl_module, time.monotonic())
         self._close()
         if self._enabled:
@@ -102,7 +102,7 @@ class RunProgress(ProgressBar):
         metrics = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
         if "val/fid" in metrics:
             self._best = min(self._best, metrics["val/fid"])
-            parts.append(f"FID {metrics['val/fid']:.3g} (best {self._best:.3g}, floor {metrics['floor/fid']:.2g})")
+            parts.append(f"FID {metrics['val/fid']:#.3g} (best {self._best:#.3g}, floor {metrics['floor/fid']:.2g})")
         if "val/modes" in metrics:
             parts.append(f"modes {metrics['val/modes']:.0f}")
         text = "  ".join(parts)
