@@ -20,7 +20,7 @@ def spare() -> int:
 def side_by_side(works: Iterable[Callable[[], object]]) -> None:
     """Do all works, on as many threads at a time as torch has; each must be one that torch does on a single thread.
 
-    After an operation on several threads, OpenMP's wait for the next one by spinning, for 15 ms with GNU's. Threads of ours
+    After an operation on several threads, OpenMP's threads wait for the next one by spinning, for 15 ms with GNU's. Ours
     would share the processors with them and gain nothing, so those are sent away first. The next operation starts them anew,
     which takes it 0.1 ms. Where that cannot be done, all runs on this thread.
     """
