@@ -215,7 +215,7 @@ class Checkpoints(Checkpoint):
         self._handlers = {}
 
     def _everyones_wishes(self, trainer: Trainer, gan: GAN, patience: float = math.inf) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop, and whether last.ckpt is older than that, the same on all ranks."""
+        """Return, alike on all ranks, whether any was asked to stop, and whether last.ckpt is older than `patience` seconds."""
         late = time.monotonic() - self._saved_at > patience
         if trainer.world_size > 1:
             wishes = torch.tensor([self._asked, late and trainer.is_global_zero], dtype=torch.long, device=gan.device)
