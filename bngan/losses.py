@@ -1,4 +1,4 @@
-"""GAN losses by name: functions of (real_logits, fake_logits), real before fake, one for each player.
+"""GAN losses by name: functions of (real_logits, fake_logits), real before fake, one for each network.
 
 A new loss is two functions and one line in LOSSES.
 """
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bngan.errors import UsageError
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What each player minimizes.
+    """What each network minimizes.
 
     Attributes:
         discriminator: the discriminator's loss, a scalar, from logits (N,) or (N, 1) of real and of fake images.
@@ -110,16 +112,16 @@ def find_loss(name: str, label_smoothing: float = 0.0) -> Loss:
     """Return the loss of that name, its real labels smoothed.
 
     Raises:
-        ValueError: if there is no such loss, or if smoothing is asked of a loss without labels.
+        UsageError: if there is no such loss, or if smoothing is asked of a loss without labels.
     """
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; choose from {', '.join(sorted(LOSSES))}")
+        raise UsageError(f"unknown loss {name!r}; choose from {', '.join(sorted(LOSSES))}")
     loss = LOSSES[name]
     if not label_smoothing:
         return loss
     if loss.smoothed is None:
         having = ", ".join(sorted(key for key, value in LOSSES.items() if value.smoothed))
-        raise ValueError(f"label_smoothing means nothing for the {name} loss, which has no labels; it works with {having}")
+        raise UsageError(f"label_smoothing means nothing for the {name} loss, which has no labels; it works with {having}")
     return Loss(loss.smoothed(label_smoothing), loss.generator)
 
 

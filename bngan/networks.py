@@ -1,53 +1,44 @@
-"""The generators and discriminators: the text's fully connected pair, and DCGAN's convolutional pair.
+"""The generators and discriminators: the source's MLP pair, and DCGAN's convolutional pair.
 
 All are plain PyTorch. A discriminator gives probabilities when called and logits, which losses want, by `logits`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from bngan.norms import CENTERING, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
+from bngan.errors import UsageError
+from bngan.norms import CENTERING, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
 
 LARGEST_FIRST_SIDE = 4  # of G's first layer, and of D's last
 
 
-class Dropout(nn.Dropout):
-    """Dropout that can be given uniform numbers in [0, 1) of its input's shape instead of drawing from torch's generator.
-
-    `draw` maps that shape to them. A GAN sets it, so that several ranks together drop what one process would.
-    """
-
-    draw: Callable[[torch.Size], Tensor] | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop values of the input (N, ...), and make up for it in the others, in training; else return it as it is."""
-        if self.draw is None or not self.training:
-            return super().forward(input)
-        return input * (self.draw(input.shape) >= self.p).to(input.dtype).div_(1 - self.p)
-
-
 class Generator(nn.Module):
-    """The text's generator: input_dim -> hidden_dim -> 2 hidden_dim -> output_dim, batch-normalized, in [-1, 1].
+    """The source's MLP generator: input_dim -> hidden_dim -> 2 hidden_dim -> output_dim, batch-normalized, in [-1, 1].
 
     Args:
         input_dim: size of the latent z.
         output_dim: number of values in an image.
         hidden_dim: width of the first hidden layer; the second is twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
-        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
+        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
     """
 
     def __init__(
-        self, input_dim: int = 100, output_dim: int = 784, hidden_dim: int = 128, norm: str = "batch", **batch_norm: float
+        self,
+        input_dim: int = 100,
+        output_dim: int = 784,
+        hidden_dim: int = 128,
+        norm: str = "batch",
+        **norm_settings: Unpack[NormSettings],
     ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim)
-        normalized = find_norm(norm, **batch_norm)
+        normalized = find_norm(norm, **norm_settings)
         self.input_dim = input_dim
         self.net = nn.Sequential(
             *normalized(nn.Linear(input_dim, hidden_dim)),
@@ -66,26 +57,31 @@ class Generator(nn.Module):
             ValueError: if z is not (N, input_dim).
         """
         _check_latents(z, self.input_dim)
-        return _run(self.net, [z], self.reference)
+        return _run(self.net, z, self.reference)
 
 
 class Discriminator(nn.Module):
-    """The text's discriminator: input_dim -> 2 hidden_dim -> hidden_dim -> 1, batch-normalized.
+    """The source's MLP discriminator: input_dim -> 2 hidden_dim -> hidden_dim -> 1, batch-normalized.
 
     Args:
         input_dim: number of values in an image.
         hidden_dim: width of the second hidden layer; the first is twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
         dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
-        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
+        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
     """
 
     def __init__(
-        self, input_dim: int = 784, hidden_dim: int = 128, norm: str = "batch", dropout: float = 0.0, **batch_norm: float
+        self,
+        input_dim: int = 784,
+        hidden_dim: int = 128,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        **norm_settings: Unpack[NormSettings],
     ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
-        normalized = find_norm(norm, **batch_norm)
+        normalized = find_norm(norm, **norm_settings)
         self.input_dim = input_dim
         self.net = nn.Sequential(
             *normalized(nn.Linear(input_dim, hidden_dim * 2)),
@@ -108,17 +104,16 @@ class Discriminator(nn.Module):
         """
         return self.logits(images).sigmoid()
 
-    def logits(self, *batches: Tensor) -> Tensor:
-        """Map images (N, input_dim) or (N, C, H, W), in one or several batches that are normalized as one, to logits (N, 1).
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (N, input_dim) or (N, C, H, W) to logits (N, 1).
 
         Raises:
             ValueError: if an image does not have input_dim values.
         """
-        flat = [images.flatten(start_dim=1) for images in batches]
-        for images in flat:
-            if images.shape[1] != self.input_dim:
-                raise ValueError(f"expected images of {self.input_dim} values, got {images.shape[1]}")
-        return _run(self.net, flat, self.reference, skip_last=True)
+        images = images.flatten(start_dim=1)
+        if images.shape[1] != self.input_dim:
+            raise ValueError(f"expected images of {self.input_dim} values, got {images.shape[1]}")
+        return _run([*self.net][:-1], images, self.reference)
 
 
 class ConvGenerator(nn.Module):
@@ -132,11 +127,17 @@ class ConvGenerator(nn.Module):
         size: side of the square images: 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, 80, 96, 128...).
         width: number of filters of the last hidden layer; each earlier one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
-        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
+        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
     """
 
     def __init__(
-        self, input_dim: int = 100, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch", **batch_norm: float
+        self,
+        input_dim: int = 100,
+        channels: int = 1,
+        size: int = 28,
+        width: int = 64,
+        norm: str = "batch",
+        **norm_settings: Unpack[NormSettings],
     ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, channels=channels, width=width)
@@ -144,7 +145,7 @@ class ConvGenerator(nn.Module):
         sides = [base * 2**level for level in range(doublings + 1)]
         if base > LARGEST_FIRST_SIDE:
             sides.insert(0, (base + 1) // 2)
-        normalized = find_norm(norm, **batch_norm)
+        normalized = find_norm(norm, **norm_settings)
         bias = norm not in CENTERING
         self.input_dim = input_dim
         filters = [width * min(2**level, 8) for level in reversed(range(len(sides) - 1))]
@@ -167,14 +168,14 @@ class ConvGenerator(nn.Module):
             ValueError: if z is not (N, input_dim).
         """
         _check_latents(z, self.input_dim)
-        return _run(self.net, [z], self.reference)
+        return _run(self.net, z, self.reference)
 
 
 class ConvDiscriminator(nn.Module):
     """DCGAN's discriminator (Radford et al. 2016): strided convolutions, each halving the side; no norm at the input.
 
-    They go on until the side is at most 4, as in DCGAN: 28 becomes 14, 7, 3. With 7 as the last side no unit saw more than 10
-    pixels of a side, and D could not tell a digit from strokes that make none.
+    They go on until the side is at most 4, as in DCGAN: 28 becomes 14, 7, 3. With 7 as the last side, no unit would
+    see more than 10 pixels of a side, and D could not tell a digit from strokes that make none.
 
     Args:
         channels: channels of the images, 1 or 3.
@@ -182,11 +183,17 @@ class ConvDiscriminator(nn.Module):
         width: number of filters of the first layer; each later one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer but the first.
         dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
-        batch_norm: eps and momentum of batch norm; unset means 1e-5 and 0.1.
+        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
     """
 
     def __init__(
-        self, channels: int = 1, size: int = 28, width: int = 64, norm: str = "batch", dropout: float = 0.0, **batch_norm: float
+        self,
+        channels: int = 1,
+        size: int = 28,
+        width: int = 64,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        **norm_settings: Unpack[NormSettings],
     ) -> None:
         super().__init__()
         _check_positive(channels=channels, width=width)
@@ -194,7 +201,7 @@ class ConvDiscriminator(nn.Module):
         if last_side > LARGEST_FIRST_SIDE:
             last_side, halvings = last_side // 2, halvings + 1
         self.image_shape = (channels, size, size)
-        normalized = find_norm(norm, **batch_norm)
+        normalized = find_norm(norm, **norm_settings)
         bare = normalized if norm == "spectral" else find_norm("none")
         bias = norm not in CENTERING
         filters = [width * min(2**level, 8) for level in range(halvings)]
@@ -223,16 +230,15 @@ class ConvDiscriminator(nn.Module):
         """
         return self.logits(images).sigmoid()
 
-    def logits(self, *batches: Tensor) -> Tensor:
-        """Map images (N, channels, size, size), in one or several batches that are normalized as one, to logits (N, 1).
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (N, channels, size, size) to logits (N, 1).
 
         Raises:
             ValueError: if the images have another shape.
         """
-        for images in batches:
-            if images.shape[1:] != self.image_shape:
-                raise ValueError(f"expected images (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
-        return _run(self.net, batches, self.reference, skip_last=True)
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"expected images (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
+        return _run([*self.net][:-1], images, self.reference)
 
 
 NETWORKS = ("mlp", "conv")
@@ -248,35 +254,36 @@ def build_networks(
     d_dropout: float = 0.0,
     bn_eps: float = 1e-5,
     bn_momentum: float = 0.1,
-) -> tuple[nn.Module, nn.Module]:
+    ghost_groups: int = 1,
+) -> tuple[Generator | ConvGenerator, Discriminator | ConvDiscriminator]:
     """Return the generator and the discriminator of that kind for images of shape (C, H, W).
 
     Raises:
-        ValueError: if there is no such kind, or if the networks cannot have that shape.
+        UsageError: if there is no such kind, or if the networks cannot have that shape.
     """
     channels, height, width = image_shape
-    batch_norm = {"eps": bn_eps, "momentum": bn_momentum}
+    settings: NormSettings = {"eps": bn_eps, "momentum": bn_momentum, "ghost_groups": ghost_groups}
     if network == "mlp":
         values = math.prod(image_shape)
         return (
-            Generator(latent_dim, values, hidden_dim, norm=g_norm, **batch_norm),
-            Discriminator(values, hidden_dim, norm=d_norm, dropout=d_dropout, **batch_norm),
+            Generator(latent_dim, values, hidden_dim, norm=g_norm, **settings),
+            Discriminator(values, hidden_dim, norm=d_norm, dropout=d_dropout, **settings),
         )
     if network == "conv":
         if height != width:
-            raise ValueError(f"convolutional networks take square images, not {height} x {width}")
+            raise UsageError(f"convolutional networks take square images, not {height} x {width}")
         return (
-            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm, **batch_norm),
-            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, dropout=d_dropout, **batch_norm),
+            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm, **settings),
+            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, dropout=d_dropout, **settings),
         )
-    raise ValueError(f"unknown network {network!r}; choose from {', '.join(NETWORKS)}")
+    raise UsageError(f"unknown network {network!r}; choose from {', '.join(NETWORKS)}")
 
 
 def split_size(size: int) -> tuple[int, int]:
     """Return (base, doublings) with size = base * 2^doublings, the base in 4 to 7 and at least 2 doublings.
 
     Raises:
-        ValueError: if the size cannot be split so, naming the nearest sizes that can.
+        UsageError: if the size cannot be split so, naming the nearest sizes that can.
     """
     base, doublings = size, 0
     while base > 7 and base % 2 == 0:
@@ -284,7 +291,7 @@ def split_size(size: int) -> tuple[int, int]:
     if not 4 <= base <= 7 or doublings < 2:
         fitting = sorted({b * 2**k for b in (4, 5, 6, 7) for k in range(2, 9)}, key=lambda s: (abs(s - size), s))
         nearest = " or ".join(map(str, sorted(fitting[:2])))
-        raise ValueError(f"convolutional networks cannot make images of side {size}; use {nearest} (--data.image_size)")
+        raise UsageError(f"convolutional networks cannot make images of side {size}; use {nearest} (--data.image_size)")
     return base, doublings
 
 
@@ -292,12 +299,12 @@ def set_reference(network: nn.Module, batch: Tensor) -> None:
     """Fix the reference batch of a network with virtual batch norm to the first examples of `batch`.
 
     Raises:
-        ValueError: if the batch is too small.
+        UsageError: if the batch is too small.
     """
     reference = network.reference
     assert isinstance(reference, Tensor)
     if len(batch) < len(reference):
-        raise ValueError(f"virtual batch norm needs a batch of at least {len(reference)} examples, got {len(batch)}")
+        raise UsageError(f"virtual batch norm needs a batch of at least {len(reference)} examples, got {len(batch)}")
     reference.copy_(batch[: len(reference)].reshape(reference.shape))
 
 
@@ -306,15 +313,10 @@ def needs_reference(network: nn.Module) -> bool:
     return isinstance(network.reference, Tensor) and bool(network.reference.isnan().any())
 
 
-def _run(net: nn.Sequential, batches: Sequence[Tensor], reference: nn.Buffer | None, *, skip_last: bool = False) -> Tensor:
-    first, *modules = net
-    parts = list(batches) if reference is None else [reference, *batches]
-    if len(batches) > 1 and not is_parametrized(first):  # spectral norm works on its weight at each call
-        # Norms alone mix images. So those that need no gradient are spared it in the first layer, which is the largest.
-        x = torch.cat([first(part) for part in parts])
-    else:
-        x = first(torch.cat(parts) if len(parts) > 1 else parts[0])
-    for module in modules[:-1] if skip_last else modules:
+def _run(modules: Iterable[nn.Module], batch: Tensor, reference: nn.Buffer | None) -> Tensor:
+    """Pass a batch (N, ...) through the modules, behind the reference batch of virtual batch norm where there is one."""
+    x = batch if reference is None else torch.cat([reference, batch])
+    for module in modules:
         x = module(x)
     return x if reference is None else x[len(reference) :]
 
@@ -341,12 +343,12 @@ def _downsample(source: int, target: int, *, bias: bool) -> Layer:
 
 def _dropout(share: float) -> tuple[nn.Module, ...]:
     if not 0 <= share < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {share}")
-    return (Dropout(p=share),) if share else ()
+        raise UsageError(f"dropout must be in [0, 1), got {share}")
+    return (nn.Dropout(p=share),) if share else ()
 
 
 def _initialize(module: nn.Module, norm: str) -> None:
-    # Convolutions of weights in this order take half to two thirds of the time, on processors and on GPUs' tensor cores.
+    # Convolutions of weights in this order are faster, on processors and on GPUs' tensor cores.
     module.to(memory_format=torch.channels_last)
     # DCGAN's N(0, 0.02) relies on a norm to restore the scale; without one the signal would die out, so He's is used.
     # Spectral norm divides the weight by its own scale.
@@ -363,7 +365,7 @@ def _initialize(module: nn.Module, norm: str) -> None:
 def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UsageError(f"{name} must be at least 1, got {value}")
 
 
 def _check_latents(z: Tensor, input_dim: int) -> None:

@@ -50,7 +50,7 @@ def trained(case: str, iterations: int = ITERATIONS, **changes: Any) -> dict[str
         enable_model_summary=False,
     )
     trainer.fit(gan, loader)
-    return {name.replace("average.module", "generator_ema"): value.clone() for name, value in gan.state_dict().items()}
+    return {name: value.clone() for name, value in gan.state_dict().items()}
 
 
 def read_model(recipe: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Stateless randomness: every draw is a function of a seed and of what it is for, never of what was drawn before.
 
-That gives exact resume, different noise on each rank, and the same samples on 1 or N ranks.
+That gives exact resume, one game on any number of ranks, and the same samples on all of them.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,10 @@ class Stream(IntEnum):
     On the CPU torch keeps 32 bits of a seed, so two draws of a run can coincide by chance, once in four billion pairs.
     """
 
-    LATENTS = 0
-    NOISE = 1
-    PENALTY = 2
+    ITERATION = 0
     PERMUTATION = 3
     SAMPLES = 4
-    RECALIBRATION = 5
+    PRECISE = 5
     DROPOUT = 6
 
 

@@ -1,0 +1,115 @@
+"""Which statistics normalize, and where they come from: frozen, recorded, precise, and those of evaluation."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bngan.batchnorm.layers import GhostBatchNorm, batch_norm_layers, batch_statistics, local_batches, running_statistics
+
+EvalStatistics = Literal["running", "batch", "precise"]
+EVAL_STATISTICS: tuple[EvalStatistics, ...] = ("running", "batch", "precise")
+
+
+@contextmanager
+def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Within the block these modules' batch norm layers still normalize by the batch, but leave running statistics alone."""
+    layers = [layer for module in modules for _, layer in batch_norm_layers(module) if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """One layer's mean and biased variance of a batch, each (C,), over `count` values per channel."""
+
+    mean: Tensor
+    var: Tensor
+    count: int
+
+
+@contextmanager
+def recorded_statistics(module: nn.Module) -> Iterator[dict[str, list[BatchStatistics]]]:
+    """Within the block, collect by layer name the statistics of all that a batch norm layer normalizes together.
+
+    That is a batch of this rank, or with a ghost norm each of its groups. What passes in evaluation mode, such as samples drawn
+    to be looked at, is not normalized by its own statistics.
+    """
+    seen: dict[str, list[BatchStatistics]] = {name: [] for name, _ in batch_norm_layers(module)}
+
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer.training:
+            groups = layer.own_groups if isinstance(layer, GhostBatchNorm) else 1
+            for group in range(groups):
+                z = inputs[0].detach()[group::groups]
+                mean, var = batch_statistics(z)
+                seen[name].append(BatchStatistics(mean=mean, var=var, count=z.numel() // z.shape[1]))
+
+    handles = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in batch_norm_layers(module)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def set_precise_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace running statistics by the pooled mean and variance over fresh batches: precise batch norm.
+
+    The running average mixes statistics of weights that are gone; these are of the weights as they are (Wu & Johnson 2021,
+    section 3). Each batch passes in training mode, so every layer is fed what it was fed in training. All batches must have
+    one size.
+
+    Raises:
+        ValueError: if there is no batch.
+    """
+    with evaluation_statistics(module, "batch"), recorded_statistics(module) as seen:
+        for batch in batches:
+            module(batch)
+    for name, layer in batch_norm_layers(module):
+        if not seen[name]:
+            raise ValueError("precise statistics need at least one batch")
+        running_mean, running_var = running_statistics(layer)
+        means = torch.stack([batch.mean for batch in seen[name]]).double()
+        variances = torch.stack([batch.var for batch in seen[name]]).double()
+        pooled = variances.mean(dim=0) + means.var(dim=0, unbiased=False)
+        count = sum(batch.count for batch in seen[name])
+        running_mean.copy_(means.mean(dim=0))
+        running_var.copy_(pooled * count / (count - 1))
+
+
+@contextmanager
+def evaluation_statistics(module: nn.Module, statistics: EvalStatistics, batches: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Within the block the module is evaluated, without gradients, its batch norm by policy; nothing of it stays behind.
+
+    `running` normalizes by the running statistics, `batch` by those of the batch at hand, as in training, and `precise` by
+    those pooled over `batches`. All else, such as dropout, is in evaluation mode. Each rank normalizes by itself.
+    """
+    modes = {part: part.training for part in module.modules()}
+    layers = [layer for _, layer in batch_norm_layers(module)]
+    buffers = [buffer for layer in layers for buffer in running_statistics(layer)]
+    before = [buffer.clone() for buffer in buffers]
+    if statistics == "precise":
+        set_precise_statistics(module, batches)
+    module.eval()
+    for layer in layers:
+        layer.train(statistics == "batch")
+    try:
+        with torch.no_grad(), frozen_statistics(module), local_batches(module):
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        if statistics == "precise":
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)

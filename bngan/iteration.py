@@ -1,0 +1,174 @@
+"""One iteration of training, as in the box of the paper: a pure tensor program in plain PyTorch.
+
+What changes from iteration to iteration is in tensors: the images, the schedule, the state of the generator of random numbers.
+Nothing is read back to the host, and no branch depends on a value. So the same program runs eagerly on any device, as a CUDA
+graph, and over many runs at once.
+"""
+
+# pyright: reportPossiblyUnboundVariable=false
+# n_critic is at least 1, so what the loop over D's updates leaves is there.
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bngan.batching import Batching, discriminate
+from bngan.batchnorm import frozen_statistics
+from bngan.distributed import average_gradients, shard, world_size
+from bngan.ema import ExponentialMovingAverage
+from bngan.losses import Loss, gradient_penalty, zero_centered_penalty
+from bngan.schedules import Schedule
+
+
+class Observed(NamedTuple):
+    """What an iteration saw on this rank: scalars on the device, of G's update and of the last one of D."""
+
+    d_loss: Tensor  # without penalties
+    g_loss: Tensor
+    d_real: Tensor  # D's mean probability of real images
+    d_fake: Tensor
+    d_grad_norm: Tensor  # before clipping
+    g_grad_norm: Tensor
+
+
+class Update(Protocol):
+    """Moves a network's weights against the gradient of a loss."""
+
+    def __call__(self, loss: Tensor, lr: Tensor) -> Tensor:
+        """Take one step of learning rate `lr`, a scalar, and return the gradient's norm."""
+        ...
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """n_critic updates of D, one of G, and one of the moving average (Goodfellow et al. 2014, algorithm 1).
+
+    Attributes:
+        generator: maps latents (N, latent_dim) to images (N, C, H, W) in [-1, 1].
+        discriminator: maps images (N, C, H, W) to logits (N, 1).
+        d_network: the discriminator's module, whose batch norm layers are frozen in G's update.
+        d_update: moves D's weights.
+        g_update: moves G's weights.
+        ema: the moving average of G, if one is kept.
+        latent_dim: size of the latent z, which is standard normal.
+        loss: what both minimize.
+        batching: joint or separate.
+        n_critic: updates of D for one of G.
+        noisy: whether D's images get instance noise.
+        r1: weight of the gradient penalty on real images.
+        r2: weight of the gradient penalty on fake images.
+        gradient_penalty: weight of WGAN-GP's penalty between them.
+        update_d_stats_in_g_step: whether D's running statistics also move in G's update.
+    """
+
+    generator: Callable[[Tensor], Tensor]
+    discriminator: Callable[[Tensor], Tensor]
+    d_network: nn.Module
+    d_update: Update
+    g_update: Update
+    ema: ExponentialMovingAverage | None
+    latent_dim: int
+    loss: Loss
+    batching: Batching
+    n_critic: int = 1
+    noisy: bool = False
+    r1: float = 0.0
+    r2: float = 0.0
+    gradient_penalty: float = 0.0
+    update_d_stats_in_g_step: bool = False
+
+    def __call__(self, real_images: Tensor, schedule: Schedule[Tensor], rng: torch.Generator) -> Observed:
+        """Train on real images (n_critic * N, C, H, W) in [-1, 1], this rank's rows; `rng` draws for all ranks."""
+        for real in real_images.chunk(self.n_critic):  # the discriminator: tell real from fake
+            real = self._add_noise(real, schedule, rng)  # (N, C, H, W)
+            z = draw_normal(real, (self.latent_dim,), rng)  # (N, latent_dim)
+            fake = self._add_noise(self.generator(z), schedule, rng)
+            real_seen, fake_seen = real.detach().requires_grad_(self.r1 > 0), fake.detach().requires_grad_(self.r2 > 0)
+            real_logits, fake_logits = discriminate(self.discriminator, real_seen, fake_seen, self.batching)  # (N, 1) each
+            d_loss = self.loss.discriminator(real_logits, fake_logits)
+            penalty = self._penalty(real_seen, fake_seen, real_logits, fake_logits, rng)
+            d_grad_norm = self.d_update(d_loss + penalty, schedule.d_lr)
+
+        with self._d_statistics_in_g_step():  # the generator: fool the discriminator just improved
+            g_loss = self.loss.generator(*discriminate(self.discriminator, real, fake, self.batching))
+        g_grad_norm = self.g_update(g_loss, schedule.g_lr)
+        if self.ema is not None:
+            self.ema.update(schedule.ema_weight)
+
+        d_real, d_fake = real_logits.detach().sigmoid().mean(), fake_logits.detach().sigmoid().mean()
+        return Observed(d_loss.detach(), g_loss.detach(), d_real, d_fake, d_grad_norm, g_grad_norm)
+
+    def _add_noise(self, images: Tensor, schedule: Schedule[Tensor], rng: torch.Generator) -> Tensor:
+        if not self.noisy:
+            return images
+        return images + schedule.instance_noise * draw_normal(images, tuple(images.shape[1:]), rng)
+
+    def _penalty(
+        self, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, rng: torch.Generator
+    ) -> Tensor | float:
+        penalty: Tensor | float = 0.0
+        if self.r1:
+            penalty = penalty + self.r1 * zero_centered_penalty(real, real_logits)
+        if self.r2:
+            penalty = penalty + self.r2 * zero_centered_penalty(fake, fake_logits)
+        if self.gradient_penalty:
+            mix = draw_uniform(real, rng)  # (N,)
+            penalty = penalty + self.gradient_penalty * gradient_penalty(self.discriminator, real, fake, mix)
+        return penalty
+
+    def _d_statistics_in_g_step(self) -> AbstractContextManager[None]:
+        # D's running statistics describe the batches that D was trained on; whether G's update is one is a policy.
+        return nullcontext() if self.update_d_stats_in_g_step else frozen_statistics(self.d_network)
+
+
+class OptimizerUpdate:
+    """An Update by one of torch's optimizers, whose learning rate is a tensor, with gradients averaged over the ranks.
+
+    Args:
+        optimizer: of one parameter group.
+        clip: largest norm of the gradient; None means no limit.
+        scaler: scales the loss in 16-mixed precision.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, clip: float | None = None, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        (self._group,) = optimizer.param_groups
+        self._optimizer, self._clip, self._scaler = optimizer, clip, scaler
+
+    def __call__(self, loss: Tensor, lr: Tensor) -> Tensor:
+        """Take one step of learning rate `lr`, a scalar, and return the gradient's norm before clipping."""
+        parameters = self._group["params"]
+        for parameter in parameters:
+            parameter.grad = None
+        # Naming the inputs spares the other network's weights their gradients.
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward(inputs=parameters)
+        average_gradients(parameters)  # scaled: what overflows on one rank then does on all
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if self._clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
+        self._group["lr"].copy_(lr)
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        torch.clear_autocast_cache()  # it holds 16-bit copies of the weights as they were before the step
+        return norm
+
+
+def draw_normal(like: Tensor, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Return this rank's rows (N, *shape) of standard normal numbers for the global batch, where `like` is (N, ...)."""
+    everyone = (len(like) * world_size(), *shape)
+    return shard(torch.randn(everyone, generator=rng, device=like.device, dtype=like.dtype))
+
+
+def draw_uniform(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Return this rank's rows (N,) of numbers in [0, 1) for the global batch, where `like` is (N, ...)."""
+    return shard(torch.rand(len(like) * world_size(), generator=rng, device=like.device, dtype=like.dtype))
