@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from bngan.gan import GAN
     from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
 
+__version__ = "0.2.0"
+
 __all__ = ["GAN", "ConvDiscriminator", "ConvGenerator", "Discriminator", "Generator", "ImageDataModule"]
 
 _HOMES = {

@@ -167,7 +167,6 @@ class GAN(LightningModule):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))  # iterations done
         self.batch_size = 128  # images per update over all devices; known once there is data or a checkpoint
         self.observed: Observed | None = None  # what the last iteration saw
-        self.total_iterations = math.inf  # of the run, known once it begins
         self._run: Iteration | None = None
         self._graph: CudaGraph | None = None
         self._looked_into = False
@@ -312,7 +311,9 @@ class GAN(LightningModule):
         return torch.as_tensor(lr, device=self.device, dtype=dtype)
 
     def setup(self, stage: str) -> None:
-        """Learn the batch size, by which samples may be normalized, and choose how a GPU multiplies."""
+        """Learn the batch size, by which samples may be normalized, and take on the run's precision and way to multiply."""
+        # Lightning does so after a checkpoint's weights have come, when float64 has been rounded.
+        self.trainer.precision_plugin.convert_module(self)
         datamodule = getattr(self.trainer, "datamodule", None)
         self.batch_size = getattr(datamodule, "batch_size", self.batch_size)
         if stage == "fit" and self.trainer.strategy.root_device.type == "cuda":
@@ -323,7 +324,6 @@ class GAN(LightningModule):
 
     def on_train_start(self) -> None:
         """Put together this run's iteration, now that weights and optimizers are where they will stay."""
-        self.total_iterations = self._find_total_iterations()
         if math.isinf(self.total_iterations) and (self.schedules.instance_noise or self.schedules.lr_decay_start < 1):
             distributed.print0("The run has no end (max_epochs -1), so noise and learning rates stay constant.")
         if isinstance(self.trainer.model, DistributedDataParallel):
@@ -363,7 +363,9 @@ class GAN(LightningModule):
             update_d_stats_in_g_step=self.update_d_stats_in_g_step,
         )
 
-    def _find_total_iterations(self) -> float:
+    @property
+    def total_iterations(self) -> float:
+        """Iterations that the run has had at its end, known once its data is; infinite where it has no end."""
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
         by_epochs = math.inf if epochs in (None, -1) else float(epochs * self.trainer.num_training_batches)
         return min(by_epochs, math.inf if steps == -1 else float(steps))
@@ -416,11 +418,6 @@ class GAN(LightningModule):
         first = int(batch.min())
         with self.sampler() as sampler:
             return sampler.samples(first, int(batch.max()) + 1, self.seed)[batch - first]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take on the run's precision before the weights come: Lightning does so after, when float64 has been rounded."""
-        if self._trainer is not None:
-            self.trainer.precision_plugin.convert_module(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save what NaN or infinity has spoilt, so that the last good checkpoint stays."""

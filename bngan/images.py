@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 
-def to_minus1_1(images: Tensor, out: Tensor | None = None) -> Tensor:
-    """Map images from uint8 0..255 to float32 [-1, 1], into `out` if it is given."""
-    return (images.to(torch.float32) if out is None else out.copy_(images)).div_(127.5).sub_(1)
+def to_minus1_1(images: Tensor) -> Tensor:
+    """Map images from uint8 0..255 to float32 [-1, 1]."""
+    return images.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

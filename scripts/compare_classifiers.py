@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.v2 import functional as tv
 
+from bngan.checkpoint import load_gan
 from bngan.data import mnist
 from bngan.data.datasets import DATASETS, Labelled
-from bngan.data.loader import to_unit_range
+from bngan.images import to_minus1_1, to_uint8
 from bngan.metrics.digit_net import DigitNet, load_digit_net
-from bngan.sampling import load_gan, to_uint8
 
 SAMPLES = 10_000
 
@@ -33,12 +33,12 @@ def main() -> None:
     args = parser.parse_args()
     mnist.lay_out(args.root)
     train, test = (DATASETS["mnist"].load(args.root, train=part) for part in (True, False))
-    plain = train_plain(to_unit_range(train.images), train.labels)
-    correct = classify(plain, to_unit_range(test.images)) == test.labels
+    plain = train_plain(to_minus1_1(train.images), train.labels)
+    correct = classify(plain, to_minus1_1(test.images)) == test.labels
     print(f"plain classifier: test accuracy {correct.float().mean().item():.4f}")
     for name, net in (("pinned", load_digit_net()), ("plain", plain)):
-        real = to_unit_range(test.images)
-        floor = fid(net, real, to_unit_range(train.images[:SAMPLES]))
+        real = to_minus1_1(test.images)
+        floor = fid(net, real, to_minus1_1(train.images[:SAMPLES]))
         print(f"{name:<7} floor {floor:8.3f}")
         for control, images in spoilt(train).items():
             print(f"{name:<7} {control:<20} {fid(net, real, images) / floor:6.1f} x floor", flush=True)
@@ -49,12 +49,12 @@ def main() -> None:
 
 def spoilt(train: Labelled) -> dict[str, Tensor]:
     """Return 10,000 real training digits each, spoilt in a known way, in [-1, 1]."""
-    digits = to_unit_range(train.images[:SAMPLES])
+    digits = to_minus1_1(train.images[:SAMPLES])
     bilinear = {"interpolation": tv.InterpolationMode.BILINEAR, "fill": [-1.0]}
     noise = torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
     return {
-        "no 1s": to_unit_range(train.images[train.labels != 1][:SAMPLES]),
-        "no 8s": to_unit_range(train.images[train.labels != 8][:SAMPLES]),
+        "no 1s": to_minus1_1(train.images[train.labels != 1][:SAMPLES]),
+        "no 8s": to_minus1_1(train.images[train.labels != 8][:SAMPLES]),
         "rotated 10 degrees": tv.rotate(digits, 10.0, **bilinear),
         "shifted 2 pixels": digits.roll(2, dims=3),
         "5% smaller": tv.affine(digits, 0.0, [0, 0], 0.95, [0.0, 0.0], **bilinear),
@@ -99,7 +99,7 @@ def draw(checkpoint: Path) -> Tensor:
     gan = load_gan(checkpoint)
     with gan.sampler() as sampler:
         chunks = [sampler.samples(start, start + 1000, seed=1) for start in range(0, SAMPLES, 1000)]
-    return to_unit_range(to_uint8(torch.cat(chunks)))
+    return to_minus1_1(to_uint8(torch.cat(chunks)))
 
 
 if __name__ == "__main__":

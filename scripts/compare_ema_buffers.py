@@ -1,4 +1,4 @@
-"""FID of the moving average of G's weights by where its running statistics come from: copied, averaged or recalibrated.
+"""FID of the EMA of G by where its running statistics come from: copied, averaged, or precise.
 
     python scripts/compare_ema_buffers.py runs/recipes/default-*/default/*/checkpoints/best.ckpt
 
@@ -12,17 +12,17 @@ from statistics import mean, stdev
 import torch
 from rich.progress import track
 
-from bngan.batchnorm import Sampling, batch_norm_layers, running_statistics
+from bngan.batchnorm import EvalStatistics, batch_norm_layers, running_statistics
+from bngan.checkpoint import load_gan
 from bngan.data import mnist
 from bngan.data.datasets import DATASETS
-from bngan.data.loader import to_unit_range
 from bngan.gan import GAN, Weights
+from bngan.images import to_minus1_1, to_uint8
 from bngan.metrics.features import load_feature_net
-from bngan.metrics.quality import SampleQuality
-from bngan.sampling import load_gan, to_uint8
+from bngan.metrics.sample_metrics import SampleMetrics
 
 SAMPLES, CHUNK = 10_000, 500
-POLICIES = ("raw weights", "copy", "average", "recalibrate")
+POLICIES = ("raw weights", "copy", "average", "precise")
 
 
 def main() -> None:
@@ -31,26 +31,24 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data set")
     args = parser.parse_args()
     mnist.lay_out(args.root)
-    quality = SampleQuality(load_feature_net("digits"), (1, 28, 28))
+    metrics = SampleMetrics(load_feature_net("digits"), (1, 28, 28))
     held_out = DATASETS["mnist"].load(args.root, train=False).images
-    quality.set_real(
-        (to_unit_range(held_out[start : start + CHUNK]), torch.arange(start, start + CHUNK))
+    metrics.set_real(
+        (to_minus1_1(held_out[start : start + CHUNK]), torch.arange(start, start + CHUNK))
         for start in range(0, len(held_out), CHUNK)
     )
     fids: dict[str, list[float]] = {policy: [] for policy in POLICIES}
     for path in track(args.checkpoints, description="measuring"):
         gan = load_gan(path)
-        if gan.average is None or gan.ema_buffers != "average":
+        if gan.generator_ema is None or gan.ema_buffers != "average":
             raise SystemExit(f"{path} does not come from a run with ema_buffers average")
-        fids["raw weights"].append(fid(quality, gan, "raw", "running"))
-        fids["average"].append(fid(quality, gan, "average", "running"))
-        fids["recalibrate"].append(fid(quality, gan, "average", "precise"))
-        for (_, own), (_, averaged) in zip(
-            batch_norm_layers(gan.generator), batch_norm_layers(gan.average.module), strict=True
-        ):
+        fids["raw weights"].append(fid(metrics, gan, "raw", "running"))
+        fids["average"].append(fid(metrics, gan, "ema", "running"))
+        fids["precise"].append(fid(metrics, gan, "ema", "precise"))
+        for (_, own), (_, averaged) in zip(batch_norm_layers(gan.generator), batch_norm_layers(gan.generator_ema), strict=True):
             for source, target in zip(running_statistics(own), running_statistics(averaged), strict=True):
                 target.copy_(source)
-        fids["copy"].append(fid(quality, gan, "average", "running"))
+        fids["copy"].append(fid(metrics, gan, "ema", "running"))
     print(f"FID, n={len(args.checkpoints)} checkpoints")
     for policy, values in fids.items():
         gains = [value - raw for value, raw in zip(values, fids["raw weights"], strict=True)]
@@ -59,13 +57,13 @@ def main() -> None:
         print(f"{policy:<12} {mean(values):.4f} ± {deviation:.4f}  less raw {mean(gains):+.4f}  worse in {worse}")
 
 
-def fid(quality: SampleQuality, gan: GAN, weights: Weights, sampling: Sampling) -> float:
-    with gan.sampler(weights, sampling) as sampler:
+def fid(metrics: SampleMetrics, gan: GAN, weights: Weights, statistics: EvalStatistics) -> float:
+    with gan.sampler(weights, statistics) as sampler:
         chunks = (
-            (to_unit_range(to_uint8(sampler.samples(start, start + CHUNK))), torch.arange(start, start + CHUNK))
+            (to_minus1_1(to_uint8(sampler.samples(start, start + CHUNK))), torch.arange(start, start + CHUNK))
             for start in range(0, SAMPLES, CHUNK)
         )
-        return quality.measure(chunks, fid_alone=True)["fid"]
+        return metrics.measure(chunks, fid_alone=True)["fid"]
 
 
 if __name__ == "__main__":

@@ -1,191 +1,144 @@
-"""docs/performance.md and its chart, from what scripts/benchmark.py recorded; and the tables that it prints."""
+"""docs/performance.md and its chart, from what scripts/benchmark.py recorded, and what was to be reached."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from xml.sax.saxutils import escape
+from statistics import median
+from typing import Literal, TypedDict
 
-TRIED_START, TRIED_END = "<!-- what was tried: written by hand, kept by the script -->", "<!-- end -->"
-Seen = dict[str, Any]
-Table = list[list[str]]
-
-
-def rows_table(result: Seen) -> Table:
-    titles = list(dict.fromkeys(title for row in result["rows"].values() for title in row))
-    body = [[side, *(cell(row.get(title, "")) for title in titles)] for side, row in result["rows"].items()]
-    return [["", *titles], *body]
-
-
-def goals_table(result: Seen) -> Table:
-    body = [
-        [name, cell(value), value.get("goal", "none"), {True: "yes", False: "no", None: ""}[value.get("met")]]
-        for name, value in result["goals"].items()
-    ]
-    return [["", "measured", "goal", "met"], *body]
-
-
-def cell(value: Seen | str) -> str:
-    if isinstance(value, str):
-        return value
-    if len(value["all"]) == 1:
-        return figure(value["median"])
-    return f"{figure(value['median'])} ({figure(value['least'])} to {figure(value['most'])})"
-
-
-def figure(value: float | None) -> str:
-    if value is None:
-        return "never"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def text_table(table: Table) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
-
-
-def markdown_table(table: Table) -> list[str]:
-    head, *body = ([text.replace("|", "\\|") for text in row] for row in table)
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
-
-
-def conditions(result: Seen) -> str:
-    """Say in a line where and how it was measured."""
-    settings = {name: value for name, value in result["settings"].items() if value is not None}
-    cores = f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
-    where = result["gpu"] if settings.pop("device") == "cuda" else cores
-    how = ", ".join(
-        f"{name.replace('_', '-')} {figure(value) if isinstance(value, float) else value}" for name, value in settings.items()
-    )
-    software = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "bngan")
-    commit = result["git"]
-    source = "no commit" if commit is None else f"commit {commit[:10]}{commit[40:]}"
-    return f"{where}; {how}; {software}; {source}; {result['time'][:10]}"
-
-
-HEADINGS = {
-    "step": "Images per second",
-    "fit": "The whole command",
-    "startup": "From the command to the first alternation",
-    "memory": "Memory",
-    "quality": "Time to quality",
-    "scaling": "Two processes against one",
-    "scaling images": "A thousand to a million images",
-    "scaling folder": "A folder of colour pictures",
+Figures = dict[str, list[float]]
+GOALS: dict[str, dict[str, tuple[Literal["at least", "at most"], float]]] = {
+    "step default cpu": {"fit / bare": ("at least", 0.9), "fit / textbook": ("at least", 3.0)},
+    "step dcgan cpu": {"fit / bare": ("at least", 0.97)},
+    "step default cuda": {"fit / bare": ("at least", 0.5), "fit / textbook": ("at least", 12.0)},
+    "step dcgan cuda": {"fit / bare": ("at least", 0.85)},
+    "quality default cpu": {"seconds": ("at most", 150.0), "FID": ("at most", 2.1)},
+    "quality default cuda": {"seconds": ("at most", 25.0), "seconds of training": ("at most", 10.0)},
+    "startup cpu": {"bngan --help, seconds": ("at most", 0.7), "first iteration / imports": ("at most", 1.25)},
+    "scaling cpu": {"dearest / cheapest image": ("at most", 1.1), "growth of memory / of the data": ("at most", 1.1)},
 }
-NOTES = {
-    "step": "From the end of the warm-up to the end of training, with the last pictures and checkpoint; and to the last "
-    "alternation. No validation falls into it. *fit, 1* has one alternation in each step of the Trainer, where *fit* chooses.",
-    "fit": "From the shell to the end. The bare script ends by saving G and measures nothing; `fit` works the floor out in "
-    "each run.",
-    "startup": "With the data in place and files in the system's cache.",
-    "memory": "The most that the process held at once. torchmetrics imports scipy and torch-fidelity where they are installed, "
-    "which takes more; only the tests need them, and the line below says whether they were there.",
-    "quality": "From the command to the end of the first validation at that FID. There is one after each epoch, and its time "
-    "is counted, since a person waits for it too. Runs that never get there count as never in the median. Where recipes end "
-    "that were not timed is in [recipes.md](recipes.md).",
-    "scaling": "One thread for each process, batch norm over both ranks together. *8 a step* is "
-    "`--data.alternations_per_step 8`.",
-    "scaling images": "Noise, 28 x 28, in memory; as many alternations for each size, with the checkpoints of their epochs.",
-    "scaling folder": "64 x 64 JPEGs, `configs/pictures.yaml`. Reading all into memory comes before the first alternation.",
+SECTIONS = {
+    "step": (
+        "Images per second",
+        "After the warm-up. `fit` is the command as a person runs it, with every callback, but without validation. `bare` "
+        "(`scripts/bare_gan.py`) is the same recipe without a framework, written by hand for speed, by the same means. "
+        "`textbook` (`scripts/textbook_gan.py`) is a GAN in Lightning as tutorials write it, of the same networks.",
+    ),
+    "quality": (
+        "Time to quality",
+        "Whole commands, from the shell to the end, one a seed. Each works out the floor: the FID of as many real images. "
+        "Training is the command without start and validation; FID is the best of the run's validations. "
+        "[recipes.md](recipes.md) measures the same recipes on other samples.",
+    ),
+    "startup": ("From the command to the first iteration", "With the data in place and files in the system's cache."),
+    "scaling": (
+        "A thousand to a million images",
+        "Noise, 28 x 28, held in memory; as many iterations for each size, with the checkpoints of their epochs.",
+    ),
 }
-UNMEASURED = (
-    "Not measured: there was no GPU. `--device cuda` runs the same sides there, the bare one as a CUDA graph, and records them "
-    "under the card's name. To be reached: `fit` at 0.8 of the bare loop and 10 times the textbook's; 20 times the floor "
-    "within 10 s by the default recipe, 3 times the floor within 60 s by DCGAN's."
-)
+# Okabe and Ito's colours, which everybody can tell apart, and a hatch for print in black and white.
+BARS = {"fit": ("#0072B2", ""), "bare": ("#E69F00", "//"), "textbook": ("#CCCCCC", "")}
 
 
-def write_page(results: Mapping[str, Seen], page: Path) -> None:
-    """Write the page, and beside it one chart; what stands between the page's markers stays."""
+class Result(TypedDict):
+    """What one command of scripts/benchmark.py found: each figure has a value for every round."""
+
+    command: str
+    date: str
+    commit: str
+    machine: str
+    software: str
+    figures: Figures
+
+
+def write_page(results: Mapping[str, Result], page: Path) -> None:
+    """Write the page, and a chart beside it.
+
+    Raises:
+        ValueError: if there are no results, or if they come from several commits or machines.
+    """
+    _check(results)
     chart = page.with_suffix(".svg")
-    before = page.read_text() if page.is_file() else ""
-    _, _, rest = before.partition(TRIED_START)
-    tried = rest.partition(TRIED_END)[0].strip() or "See [log.md](log.md)."
     lines = [
         "# Performance, measured",
         "",
-        f"Written by `python scripts/benchmark.py report` from `{page.stem}.json`; only the last section is written by hand.",
-        "",
-        "`fit` is the command as a person runs it, every callback on. `bare` (`scripts/bare_gan.py`) is the same recipe",
-        "without a framework, written for speed. `textbook` (`scripts/textbook_gan.py`) is a GAN in Lightning as tutorials",
-        "write it, of the same networks. `limit` (`scripts/roofline.py`) is the recipe's arithmetic over this machine's",
-        "measured rates. Each run is a process of its own and the sides take turns. Figures are medians (least to most),",
-        "ratios are taken within a round.",
+        f"Written by `python scripts/benchmark.py page` from `{page.stem}.json`: one commit, one machine for each device.",
+        "Figures are medians (least to most) of the rounds; the sides take turns, and ratios are taken within a round.",
+        "[log.md](log.md) has what was tried and what it gained.",
         "",
     ]
-    order = list(HEADINGS)
-    for key in sorted(results, key=lambda key: (order.index(_section(key)), key)):
-        name, card = _section(key), key.partition(" on ")[2]
-        result = results[key]
-        recipes = f": {', '.join(result['rows'])}" if name == "quality" else ""
-        lines += [f"## {HEADINGS[name]}{recipes}{f', {card}' if card else ''}", "", NOTES[name], ""]
-        if key == "step":
-            chart.write_text(bar_chart("Training speed, batch 128", "images/s", result["rows"], "images/s"))
+    for section, (title, note) in SECTIONS.items():
+        keys = [key for key in results if key.startswith(section)]
+        if keys:
+            lines += [f"## {title}", "", note, ""]
+        if keys and section == "step":
+            draw_chart({key: results[key] for key in keys}, chart)
             lines += [f"![images per second of each side]({chart.name})", ""]
-        lines += [*markdown_table(rows_table(result)), ""]
-        if "roofline" in result:
-            lines += [roofline_text(result["roofline"]), ""]
-        if result["goals"]:
-            lines += [*markdown_table(goals_table(result)), ""]
-        lines += [f"`{result['command']}`: {conditions(result)}.", ""]
-    if all(result["settings"]["device"] == "cpu" for result in results.values()):
-        lines += ["## On a GPU", "", UNMEASURED, ""]
-    lines += ["## What was tried", "", TRIED_START, "", tried, "", TRIED_END, ""]
+        for key in keys:
+            lines += [f"### {key.removeprefix(section).strip()}", "", *table(key, results[key]), ""]
+    missing = [
+        f"{key}: {name} {which} {value:g}"
+        for key, goals in GOALS.items()
+        if key not in results
+        for name, (which, value) in goals.items()
+    ]
+    if missing:
+        lines += ["## Not measured", "", *(f"- {goal}" for goal in missing), ""]
     page.write_text("\n".join(lines))
 
 
-def _section(key: str) -> str:
-    """Return which heading a result belongs under: those of quality may be of some recipes, and any may be of a GPU."""
-    name = key.partition(" on ")[0]
-    return "quality" if name.startswith("quality") else name
+def table(key: str, result: Result) -> list[str]:
+    """Return the lines of a result's table, with its goals, and of how it was measured."""
+    lines = ["| | measured | goal | met |", "|---|---|---|---|"]
+    for name, values in result["figures"].items():
+        goal = met = ""
+        if name in GOALS.get(key, {}):
+            which, limit = GOALS[key][name]
+            goal = f"{which} {limit:g}"
+            met = "yes" if (median(values) >= limit if which == "at least" else median(values) <= limit) else "no"
+        lines.append(f"| {name} | {spread(values)} | {goal} | {met} |")
+    source = f"commit {result['commit']}; {result['date']}"
+    return [*lines, "", f"`{result['command']}`: {result['machine']}; {result['software']}; {source}."]
 
 
-def roofline_text(seen: Seen) -> str:
-    return (
-        f"The limit: one alternation takes {seen['flops'] / 1e6:,.0f} million floating-point operations in matrix products "
-        f"and has to move {seen['bytes'] / 1e6:.1f} MB. Its products by themselves run at {seen['own_gflops_per_s']:.0f} "
-        f"billion operations/s, large ones at {seen['large_gflops_per_s']:.0f}; copies at "
-        f"{seen['cached_copy_gb_per_s']:.0f} GB/s in the caches and {seen['large_copy_gb_per_s']:.0f} beyond. At the best "
-        f"rates that is {seen['arithmetic_ms']:.2f} ms of arithmetic and {seen['traffic_ms']:.2f} ms of traffic. The recipe's "
-        f"random numbers, which are not in the limit, take {seen['random_ms']:.2f} ms more."
-    )
+def spread(values: Sequence[float]) -> str:
+    """Return median (least to most) as text."""
+    shown = (min(values), median(values), max(values))
+    low, middle, high = (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" for value in shown)
+    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
 
 
-def bar_chart(title: str, unit: str, rows: Mapping[str, Seen], column: str) -> str:
-    """Return an SVG of one horizontal bar per row, with a line from least to most; told apart by lightness as well as hue."""
-    values = {side: row[column] for side, row in rows.items() if column in row}
-    top = max(value["most"] for value in values.values())
-    tick = 10 ** math.floor(math.log10(top))
-    tick = next(part for part in (tick / 5, tick / 2, tick, 2 * tick) if top / part <= 8)
-    end = tick * math.ceil(top / tick)
-    left, width, height, gap = 90, 460, 26, 44
-    foot = 46 + gap * len(values)
+def draw_chart(steps: Mapping[str, Result], path: Path) -> None:
+    """Draw the images per second of every side as an SVG, a panel for each recipe and device."""
+    import matplotlib  # the extra `charts`, which measuring does not need
+    from matplotlib.figure import Figure
 
-    def x(value: float) -> float:
-        return round(left + width * value / end, 1)
+    figure = Figure(figsize=(6.4, 1.9 * len(steps)), layout="constrained")
+    panels = figure.subplots(nrows=len(steps), squeeze=False).flat
+    for axes, (key, result) in zip(panels, steps.items(), strict=True):
+        for side, (colour, hatch) in BARS.items():
+            values = result["figures"][f"{side}, images/s"]
+            middle = median(values)
+            reach = [[middle - min(values)], [max(values) - middle]]
+            axes.barh(side, middle, xerr=reach, capsize=3, color=colour, hatch=hatch, edgecolor="black")
+            axes.annotate(f" {middle:,.0f}", (max(values), side), va="center")
+        axes.set_title(f"{key.removeprefix('step ')}: {result['machine']}", fontsize="small", loc="left")
+        axes.set_xlabel("images per second (median; whiskers: least to most)")
+        axes.set_xlim(0, 1.15 * axes.get_xlim()[1])
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.invert_yaxis()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bngan"}):  # the same chart of the same results
+        figure.savefig(path, metadata={"Date": None})
 
-    frame = f'width="640" height="{foot + 52}"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {frame} viewBox="0 0 640 {foot + 52}" role="img"',
-        '     font-family="sans-serif" font-size="13">',
-        f"<title>{escape(title)}</title>",
-        f'<rect {frame} fill="white"/>',
-        f'<text x="{left}" y="24" font-size="15" font-weight="bold">{escape(title)}</text>',
-    ]
-    for number in range(round(end / tick) + 1):
-        at = x(number * tick)
-        parts.append(f'<line x1="{at}" y1="38" x2="{at}" y2="{foot}" stroke="#cccccc"/>')
-        parts.append(f'<text x="{at}" y="{foot + 18}" text-anchor="middle">{figure(number * tick)}</text>')
-    for number, (side, value) in enumerate(values.items()):
-        y, colour = 46 + gap * number, "#0072b2" if side == "fit" else "#bbbbbb"
-        middle, least, median, most = y + height / 2, x(value["least"]), x(value["median"]), x(value["most"])
-        parts += [
-            f'<text x="{left - 8}" y="{middle + 4}" text-anchor="end">{escape(side)}</text>',
-            f'<rect x="{left}" y="{y}" width="{median - left:.1f}" height="{height}" fill="{colour}" stroke="black"/>',
-            f'<line x1="{least}" y1="{middle}" x2="{most}" y2="{middle}" stroke="black" stroke-width="2"/>',
-            f'<text x="{most + 6}" y="{middle + 4}">{figure(value["median"])}</text>',
-        ]
-    axis = f"{unit}; bar: median, line: least to most"
-    parts.append(f'<text x="{left + width / 2}" y="{foot + 42}" text-anchor="middle">{escape(axis)}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+
+def _check(results: Mapping[str, Result]) -> None:
+    if not results:
+        raise ValueError("there are no results yet; run python scripts/benchmark.py step first")
+    commits = {result["commit"] for result in results.values()}
+    if len(commits) > 1:
+        raise ValueError(f"the results come from several commits ({', '.join(sorted(commits))}); measure all on one")
+    for device in ("cpu", "cuda"):
+        machines = {result["machine"] for key, result in results.items() if key.endswith(device)}
+        if len(machines) > 1:
+            raise ValueError(
+                f"the results on {device} come from several machines ({'; '.join(sorted(machines))}); measure all on one"
+            )

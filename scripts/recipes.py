@@ -28,9 +28,9 @@ REPOSITORY = Path(__file__).parents[1]
 RECIPES = ("default", "best_mlp", "dcgan")
 SEEDS = (1, 2, 3, 4, 5)
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "modes", "class_kl", "confidence")
-POLICIES = ("raw, running", "raw, batch", "raw, precise", "average, running", "average, batch", "average, precise")
+POLICIES = ("raw, running", "raw, batch", "raw, precise", "ema, running", "ema, batch", "ema, precise")
 NETWORKS = {
-    "default": "the text's; batch norm in both, one joint batch",
+    "default": "the source's MLP pair; batch norm in both, one joint batch",
     "best_mlp": "the same, four times as wide, 40 epochs",
     "dcgan": "DCGAN's, 32 filters; batch norm in both, one joint batch",
 }
@@ -99,7 +99,7 @@ def run(recipe: str, seed: int, jobs: int, threads: int | None, runs: Path, data
         folder = command("fit", f"--config={REPOSITORY / 'configs' / recipe}.yaml", f"--seed_everything={seed}")
     seconds = None if ended else round(time.monotonic() - start, 1)
     best = folder / "checkpoints" / "best.ckpt"
-    record = json.loads((folder / "run.json").read_text())
+    record = json.loads((folder / "run.json").read_text())["starts"][-1]
     measuring = json.loads((folder / "quality.json").read_text())["validation_seconds"]
     validated = json.loads((command("validate", f"--ckpt_path={best}") / "validate.json").read_text())
     tested = json.loads((command("test", f"--ckpt_path={best}") / "test.json").read_text())
@@ -114,7 +114,7 @@ def run(recipe: str, seed: int, jobs: int, threads: int | None, runs: Path, data
         "machine": record["machine"],
         "num_samples": tested["num_samples"],
         "test": {name: {key: value for key, value in tested[name].items() if key != "values"} for name in METRICS},
-        "sampling": {policy: validated[policy]["fid"] for policy in POLICIES if policy in validated},
+        "statistics": {policy: validated[policy]["fid"] for policy in POLICIES if policy in validated},
     }
 
 
@@ -182,16 +182,16 @@ def recipe_lines(rows: Sequence[Row]) -> list[str]:
         lines.append(f"| {name} | {spread(values)} | {min(values):.4f} | {max(values):.4f} | {references} |")
     lines += [
         "",
-        "FID by what G is sampled with: its own weights or their moving average, normalized by running statistics, by the",
-        "batch's own, or by precise ones (one set of latents).",
+        "FID by what G is sampled with: its own weights or their moving average (ema), normalized by running statistics, by",
+        "the batch's own, or by precise ones (one set of latents).",
         "",
         "| weights, statistics | FID | less raw, running | worse in |",
         "|---|---|---|---|",
     ]
     for policy in POLICIES:
-        if all(policy in row["sampling"] for row in rows):
-            values = [row["sampling"][policy] for row in rows]
-            gains = [row["sampling"][policy] - row["sampling"]["raw, running"] for row in rows]
+        if all(policy in row["statistics"] for row in rows):
+            values = [row["statistics"][policy] for row in rows]
+            gains = [row["statistics"][policy] - row["statistics"]["raw, running"] for row in rows]
             worse = f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
             lines.append(f"| {policy} | {spread(values)} | {spread(gains, sign=True)} | {worse} |")
     return lines

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Page and height of the window; batch norm's plots come behind those of the players and of quality.
+# Page and height of the window; batch norm's plots come behind those of the networks and of quality.
 VIEWS = {"images": ("#images", 1300), "batchnorm": ("#custom_scalars", 2500)}
 
 

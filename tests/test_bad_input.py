@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bngan.checkpoint import RENAMED
 from bngan.cli import main
 from bngan.data import mnist
 
@@ -78,6 +79,11 @@ def a_checkpoint_of_other_networks(folder: Path) -> None:
     torch.save({"state_dict": {"weight": torch.zeros(3)}, "hyper_parameters": {"banana": 3}}, folder / "other.ckpt")
 
 
+def a_run(folder: Path) -> None:
+    (folder / "runs" / "mnist" / "first").mkdir(parents=True)
+    (folder / "runs" / "mnist" / "first" / "run.json").write_text('{"id": "first", "parent": null, "starts": []}')
+
+
 def a_file_in_the_way(folder: Path) -> None:
     (folder / "occupied").write_text("a file")
 
@@ -99,7 +105,11 @@ CASES = {
     "float expected": ((*FIT, "--model.g_lr=fast"), no_files, ("--model.g_lr", "float", "fast")),
     "int expected": ((*FIT, "--model.n_critic=1.5"), no_files, ("--model.n_critic", "int", "1.5")),
     "int or nothing expected": ((*FIT, "--trainer.max_epochs=many"), no_files, ("--trainer.max_epochs", "int", "many")),
-    "bool expected": ((*FIT, "--model.d_tracks_g_step=maybe"), no_files, ("d_tracks_g_step", "bool", "maybe")),
+    "bool expected": (
+        (*FIT, "--model.update_d_stats_in_g_step=maybe"),
+        no_files,
+        ("update_d_stats_in_g_step", "bool", "maybe"),
+    ),
     "learning rate zero": ((*FIT, "--model.g_lr=0"), no_files, ("g_lr", "above 0")),
     "learning rate negative": ((*FIT, "--model.d_lr=-1"), no_files, ("d_lr", "above 0", "-1")),
     "learning rate infinite": ((*FIT, "--model.d_lr=inf"), no_files, ("d_lr", "inf")),
@@ -107,10 +117,10 @@ CASES = {
     "no hidden units": ((*FIT, "--model.hidden_dim=0"), no_files, ("hidden_dim", "at least 1")),
     "no latents": ((*FIT, "--model.latent_dim=0"), no_files, ("latent_dim", "at least 1")),
     "no critic steps": ((*FIT, "--model.n_critic=0"), no_files, ("n_critic", "at least 1")),
-    "no parts": ((*FIT, "--model.accumulate=0"), no_files, ("accumulate", "at least 1")),
+    "no groups": ((*FIT, "--model.ghost_groups=0"), no_files, ("ghost_groups", "at least 1")),
     "beta out of range": ((*FIT, "--model.beta1=1"), no_files, ("beta1", "[0, 1)")),
     "dropout out of range": ((*FIT, "--model.d_dropout=1"), no_files, ("dropout", "[0, 1)")),
-    "negative noise": ((*FIT, "--model.noise=-0.1"), no_files, ("noise", "at least 0")),
+    "negative noise": ((*FIT, "--model.instance_noise=-0.1"), no_files, ("instance_noise", "at least 0")),
     "negative clip": ((*FIT, "--model.g_clip=-1"), no_files, ("g_clip", "above 0")),
     "decay out of range": ((*FIT, "--model.lr_decay_start=2"), no_files, ("lr_decay_start", "[0, 1]")),
     "unknown loss": ((*FIT, "--model.loss=vanilla"), no_files, ("vanilla", "hinge", "relativistic")),
@@ -128,7 +138,11 @@ CASES = {
     "batch of one": ((*FIT, "--data.batch_size=1"), no_files, ("batch norm", "at least 2", "--data.batch_size")),
     "batch of none": ((*FIT, "--data.batch_size=0"), no_files, ("batch_size", "at least 1")),
     "batch larger than the data": ((*FIT, "--data.batch_size=70000"), no_files, ("70000", "60000", "--data.batch_size")),
-    "batch that cannot be cut": ((*FIT, "--model.accumulate=3"), no_files, ("128", "3")),
+    "batch that cannot be cut into groups": (
+        (*FIT, "--model.d_norm=ghost", "--model.ghost_groups=3"),
+        no_files,
+        ("128", "3", "--data.batch_size"),
+    ),
     "unknown data set": ((*FIT, "--data.name=cifar"), no_files, ("cifar", "mnist", "folder")),
     "folder not named": ((*FIT, "--data.name=folder"), no_files, ("--data.folder",)),
     "folder without its name": ((*FIT, "--data.folder=pictures"), an_empty_folder, ("--data.name folder",)),
@@ -162,8 +176,16 @@ CASES = {
         a_file_in_the_way,
         ("occupied", "--trainer.default_root_dir"),
     ),
+    "run that is no folder name": ((*FIT, "--run=../up"), no_files, ("--run", "../up", "letters")),
+    "run without an ID": ((*FIT, "--run"), no_files, ("--run", "--help")),
+    "run that is there": ((*FIT, "--run=first"), a_run, ("runs/mnist/first", "--ckpt_path auto --run first")),
+    "run of a measurement": (("test", "--run=first", "--ckpt_path=a.ckpt"), no_files, ("--run",)),
+    "auto without a run": ((*FIT, "--ckpt_path=auto"), no_files, ("--ckpt_path auto", "--run ID")),
+    "folder without a checkpoint": ((*FIT, "--ckpt_path=pictures"), an_empty_folder, ("pictures", "checkpoints/")),
+    "last of no run": ((*FIT, "--ckpt_path=last"), no_files, ("runs/mnist", "--name")),
     "name that is no folder name": ((*FIT, "--name=../up"), no_files, ("../up", "letters")),
     "config missing": ((*FIT, "--config=gone.yaml"), no_files, ("gone.yaml",)),
+    "recipe that is not shipped": ((*FIT, "--config", "resnet"), no_files, ("resnet", "best_mlp, dcgan, default")),
     "config without a name": (("fit", "--config"), no_files, ("--config", "YAML")),
     "config missing, joined to its flag": ((*FIT, "-cgone.yaml"), no_files, ("gone.yaml", "YAML")),
     "config not YAML": ((*FIT, "--config=a.yaml"), wrote("a.yaml", "model: [1"), ("a.yaml", "YAML", "line")),
@@ -191,7 +213,30 @@ CASES = {
     "accelerator": ((*FIT, "--trainer.accelerator=abacus"), no_files, ("abacus", "cpu")),
     "no devices": ((*FIT, "--trainer.accelerator=cpu", "--trainer.devices=0"), no_files, ("--trainer.devices", "1 or more")),
     "clipping by the Trainer": ((*FIT, "--trainer.gradient_clip_val=1"), no_files, ("--model.g_clip", "--model.d_clip")),
-    "accumulation by the Trainer": ((*FIT, "--trainer.accumulate_grad_batches=2"), no_files, ("--model.accumulate",)),
+    "accumulation by the Trainer": (
+        (*FIT, "--trainer.accumulate_grad_batches=2"),
+        no_files,
+        ("--model.ghost_groups", "--data.batch_size"),
+    ),
+    "parts of a batch": ((*FIT, "--model.accumulate=2"), no_files, ("--model.accumulate", "--model.ghost_groups")),
+    "compilation": ((*FIT, "--model.compile=true"), no_files, ("--model.compile", "--model.cuda_graph")),
+    "steps of several iterations": (
+        (*FIT, "--data.alternations_per_step=4"),
+        no_files,
+        ("alternations_per_step", "leave it out"),
+    ),
+    **{
+        f"old name {old}": ((*FIT, f"--model.{old}=1"), no_files, (f"--model.{old};", f"--model.{new} "))
+        for old, new in RENAMED.items()
+    },
+    "old name in a file": (
+        (*FIT, "--config=a.yaml"),
+        wrote("a.yaml", "model: {noise: 1}"),
+        ("noise", "--model.instance_noise"),
+    ),
+    "old value of ema_buffers": ((*FIT, "--model.ema_buffers=recalibrate"), no_files, ("recalibrate", "precise")),
+    "old option of sample": (("sample", "gone.ckpt", "--sampling=batch"), no_files, ("--sampling",)),
+    "old weights of sample": (("sample", "gone.ckpt", "--weights=average"), no_files, ("average", "ema")),
     "too few samples to measure": ((*FIT[:2], "--metrics.num_samples=3"), no_files, ("num_samples", "128")),
     "negative number of samples": ((*FIT[:2], "--metrics.num_samples=-1"), no_files, ("num_samples", "at least 0")),
     "unknown feature net": ((*FIT[:2], "--metrics.feature=vgg"), no_files, ("vgg", "digits", "inception", "package.module")),
@@ -214,11 +259,11 @@ CASES = {
         ("held-out", "at least 6"),
     ),
     "average's decay": ((*FIT, "--model.ema_decay=1"), no_files, ("ema_decay", "[0, 1)")),
-    "average's buffers": ((*FIT, "--model.ema_buffers=none"), no_files, ("none", "copy", "average", "recalibrate")),
-    "sampling policy": ((*FIT, "--model.sampling=best"), no_files, ("best", "running", "batch", "precise")),
+    "average's buffers": ((*FIT, "--model.ema_buffers=none"), no_files, ("none", "copy", "average", "precise")),
+    "sampling policy": ((*FIT, "--model.eval_statistics=best"), no_files, ("best", "running", "batch", "precise")),
     "momentum of 0": ((*FIT, "--model.bn_momentum=0"), no_files, ("bn_momentum", "above 0")),
     "eps of 0": ((*FIT, "--model.bn_eps=0"), no_files, ("bn_eps", "above 0")),
-    "sample by an unknown policy": (("sample", "gone.ckpt", "--sampling=best"), no_files, ("best", "precise")),
+    "sample by an unknown policy": (("sample", "gone.ckpt", "--statistics=best"), no_files, ("best", "precise")),
     "doctor without a patient": (("doctor",), no_files, ("path", "--help")),
     "doctor of nothing": (("doctor", "gone"), no_files, ("gone", "recipe")),
     "doctor of an empty folder": (("doctor", "pictures"), an_empty_folder, ("pictures", "checkpoints/best.ckpt")),
@@ -261,6 +306,24 @@ def test_absent_gpu_gets_a_short_answer(
     monkeypatch.chdir(tmp_path)
     assert main([*FIT, "--trainer.accelerator=gpu"]) == 2
     assert "no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_job_that_was_started_again_does_not_silently_begin_anew(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BNGAN_TRACEBACK", raising=False)
+    monkeypatch.setenv(launcher, "1")
+    for arguments in ((), ("--run=first",), ("--ckpt_path=last",)):
+        assert main([*FIT, *arguments]) == 2
+        answer = capsys.readouterr().err
+        assert len(answer.strip().splitlines()) <= 2
+        assert "started again" in answer
+        assert "bngan fit --ckpt_path auto --run ID" in answer
+    assert main([*FIT, "--ckpt_path=auto", "--run=first", "--print_config"]) == 0
+    monkeypatch.setenv(launcher, "0")
+    assert main([*FIT, "--print_config"]) == 0
 
 
 def test_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

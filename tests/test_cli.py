@@ -1,522 +1,152 @@
-"""The command line as a person uses it: subprocesses in a temporary folder."""
+"""The front door: help at once, each command by its name, and what went wrong told by a line and a status."""
 
-import json
-import os
-import platform
-import pty
+import errno
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistNetworkError
+from torch.multiprocessing import ProcessExitedException
 
-from bngan.cli import main
-from tests.conftest import QUICK, REPOSITORY, Command, only_run
+from bngan import __version__
+from bngan.cli import OWN_COMMANDS, TRAINER_COMMANDS, main
+from bngan.errors import NonFiniteLoss, UsageError
+from tests.conftest import REPOSITORY
 
-INTERVALS = (
-    "--images.every_n_iterations=5",
-    "--batchnorm.every_n_iterations=5",
-    "--trainer.log_every_n_steps=5",
-    "--trainer.val_check_interval=5",
-    "--trainer.check_val_every_n_epoch=1",
-)
+OLD = REPOSITORY / "tests" / "golden" / "0.1-mlp.ckpt"
 
 
-class Run:
-    """A finished run: its folder and what the command printed."""
-
-    def __init__(self, folder: Path, output: str, errors: str) -> None:
-        self.folder, self.output, self.errors = folder, output, errors
-        self.best = folder / "checkpoints" / "best.ckpt"
+@pytest.fixture(autouse=True)
+def work_in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BNGAN_TRACEBACK", raising=False)
 
 
-@pytest.fixture(scope="module")
-def run(train: Command, mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    cwd = tmp_path_factory.mktemp("user")
-    done = train("fit", *QUICK, *INTERVALS, f"--data.root={mnist_root}", "--model.d_lr=0.003", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return Run(only_run(cwd / "runs"), done.stdout, done.stderr)
+# Help -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def events(run: Run) -> EventAccumulator:
-    accumulator = EventAccumulator(str(run.folder), size_guidance={"images": 0, "scalars": 0, "histograms": 0})
-    return accumulator.Reload()
+def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["-h"], ["--help"]):
+        assert main(arguments) == 0
+        told = capsys.readouterr().out
+        assert len(told.splitlines()) < 20
+        for command in (*TRAINER_COMMANDS, *OWN_COMMANDS):
+            assert f"bngan {command} " in told
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bngan {__version__}\n"
 
 
-def iteration_of(root: Path) -> int:
-    content = torch.load(only_run(root) / "checkpoints" / "last.ckpt", weights_only=True)
-    return int(content["state_dict"]["iteration"])
-
-
-def test_run_lives_in_one_folder(run: Run) -> None:
-    assert run.folder.parent.name == "mnist"
-    files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
-    assert {"config.yaml", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/real.png"} <= files
-    assert {f"samples/iteration-{n:06d}.png" for n in (0, 5, 10)} <= files
-    assert any(name.startswith("events.out.tfevents") for name in files)
-
-
-def test_a_run_that_went_well_complains_of_nothing(run: Run) -> None:
-    assert run.errors == ""
-
-
-def test_run_records_how_it_was_made(run: Run) -> None:
-    record = json.loads((run.folder / "run.json").read_text())
-    assert "fit" in record["command"]
-    assert "--model.d_lr=0.003" in record["command"]
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert record["git"] is None or len(record["git"].removesuffix("+changes")) == 40
-    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
-    assert settings["model"]["d_lr"] == 0.003
-    assert settings["model"]["g_lr"] == yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())["model"]["g_lr"]
-
-
-def test_checkpoints_load_safely_and_count_alternations(run: Run) -> None:
-    for name in ("last", "best"):
-        content = torch.load(run.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        assert content["global_step"] == int(content["state_dict"]["iteration"])
-    last = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 10
-
-
-def test_pictures_change_as_training_goes_on(run: Run) -> None:
-    first, last = (np.asarray(Image.open(run.folder / "samples" / f"iteration-{n:06d}.png")) for n in (0, 10))
-    assert first.shape == last.shape
-    assert (first != last).mean() > 0.1
-    real = np.asarray(Image.open(run.folder / "samples" / "real.png"))
-    assert real.min() == 0
-    assert real.max() == 255
-
-
-def test_output_off_a_terminal_is_plain_lines(run: Run) -> None:
-    assert "\x1b" not in run.output
-    assert "\r" not in run.output
-    assert run.output.count("iteration 10/10") == 1
-    assert "images/s" in run.output
-    assert " 0 images/s" not in run.output
-    assert "batch 128" in run.output
-    assert str(run.folder.name) in run.output
-
-
-def test_tensorboard_scalars_share_the_iteration_axis(events: EventAccumulator) -> None:
-    tags = set(events.Tags()["scalars"])
-    expected = {f"train/{name}" for name in ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm", "g_lr")}
-    expected |= {"val/fid", "val/modes", "val/class_kl", "val/d_loss"}
-    assert expected <= tags
-    for tag in expected:
-        assert [event.step for event in events.Scalars(tag)] == [5, 10], tag
-
-
-def test_tensorboard_shows_every_batch_norm_layer(events: EventAccumulator) -> None:
-    scalars, histograms = set(events.Tags()["scalars"]), set(events.Tags()["histograms"])
-    for layer in ("generator.net.1", "generator.net.4", "discriminator.net.1", "discriminator.net.4"):
-        for quantity in ("running_mean", "running_var", "gamma", "beta"):
-            assert {f"bn/{layer}/{quantity}/{statistic}" for statistic in ("min", "mean", "max")} <= scalars
-            assert f"bn/{layer}/{quantity}" in histograms
-            low, mean, high = (events.Scalars(f"bn/{layer}/{quantity}/{s}")[-1].value for s in ("min", "mean", "max"))
-            assert low <= mean <= high
-        divergences = [event.value for event in events.Scalars(f"bn/{layer}/divergence")]
-        assert len(divergences) == 2
-        assert min(divergences) > 0
-
-
-def test_tensorboard_shows_pictures(events: EventAccumulator) -> None:
-    assert [event.step for event in events.Images("samples/fixed_z")] == [0, 5, 10]
-    assert [event.step for event in events.Images("samples/interpolation")] == [0, 5, 10]
-    assert [event.step for event in events.Images("samples/real")] == [0]
-
-
-def test_tensorboard_knows_settings_and_layout(events: EventAccumulator) -> None:
-    tags = events.summary_metadata
-    assert "_hparams_/session_start_info" in tags
-    assert b"val/fid" in tags["_hparams_/experiment"].plugin_data.content
-    assert b"d_lr" in tags["_hparams_/session_start_info"].plugin_data.content
-    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    assert b"train/d_loss" in layout
-    assert b"train/g_loss" in layout
-
-
-def test_progress_bar_on_a_terminal(mnist_root: Path, tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    arguments = ("fit", "--trainer.max_steps=150", "--metrics.num_samples=0", f"--data.root={mnist_root}")
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *arguments],
-        cwd=tmp_path,
-        stdout=terminal,
-        stderr=terminal,
-        env={**os.environ, "COLUMNS": "160", "TERM": "xterm"},
-    )
-    os.close(terminal)
-    shown = b"".join(_read(controller))
-    assert process.wait(timeout=60) == 0, shown
-    assert b"150/150" in shown
-    assert b"images/s" in shown
-    assert b"left" in shown
-    assert b"\x1b[" in shown
-
-
-def _read(descriptor: int) -> Iterator[bytes]:
-    while True:
-        try:
-            yield os.read(descriptor, 65536)
-        except OSError:  # how a pseudo-terminal says that nobody writes to it any more
-            return
-
-
-def test_settings_are_layered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine.yaml").write_text("model:\n  g_lr: 0.5\n  d_lr: 0.25\n")
-    assert main(["fit", f"--config={tmp_path / 'mine.yaml'}", "--model.d_lr=0.125", "--print_config"]) == 0
-    settings = yaml.safe_load(capsys.readouterr().out)
-    default = yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())
-    assert settings["model"]["g_lr"] == 0.5
-    assert settings["model"]["d_lr"] == 0.125
-    assert settings["model"]["noise"] == default["model"]["noise"]
-    assert settings["trainer"]["max_epochs"] == default["trainer"]["max_epochs"]
-
-
-def test_recorded_settings_can_be_used_again(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", f"--config={run.folder / 'config.yaml'}", "--print_config"]) == 0
-    again = yaml.safe_load(capsys.readouterr().out)
-    recorded = yaml.safe_load((run.folder / "config.yaml").read_text())
-    assert again["model"] == recorded["model"]
-    assert again["trainer"]["max_steps"] == 10
-
-
-def test_help_is_short_and_the_rest_is_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) < 20
-    assert main(["fit", "--help"]) == 0
-    short = capsys.readouterr().out
-    assert len(short.splitlines()) < 80
-    assert "--model.batching" in short
-    assert "--trainer.devices" in short
-    assert main(["fit", "--help.all"]) == 0
+@pytest.mark.parametrize("command", TRAINER_COMMANDS)
+def test_help_tells_options_and_settings_and_the_rest_is_elsewhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    told = capsys.readouterr().out
+    for word in ("--config", "--ckpt_path", "--override", "--help.all", "best_mlp, dcgan", "batching: joint", "max_epochs: 20"):
+        assert word in told
+    assert ("--run ID" in told) == (command == "fit")
+    assert main([command, "--help.all"]) == 0
     everything = capsys.readouterr().out
-    assert len(everything.splitlines()) > 2 * len(short.splitlines())
-    assert "--trainer.profiler" in everything
+    for word in ("--model.batching", "--trainer.devices", "--checkpoint.monitor"):
+        assert word in everything
+    assert "--weights_only" not in everything
 
 
-def test_help_answers_at_once() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]])
+def test_help_answers_at_once(arguments: list[str]) -> None:
     start = time.monotonic()
-    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "bngan fit" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "bngan", *arguments], cwd=REPOSITORY, capture_output=True, check=True)
+    assert done.stdout
     assert time.monotonic() - start < 2.0  # loading torch alone takes longer
 
 
-def test_sample_writes_what_the_path_says(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where there is no data set
-    for output in ("grid.png", "images.npz", "folder"):
-        assert main(["sample", str(run.best), "--num=10", "--seed=3", f"--output={output}"]) == 0
-    images = np.load("images.npz")["images"]
-    assert images.dtype == np.uint8
-    assert images.shape == (10, 1, 28, 28)
-    pictures = sorted(Path("folder").iterdir())
-    assert len(pictures) == 10
-    for number, path in enumerate(pictures):
-        assert np.array_equal(np.asarray(Image.open(path)), images[number, 0])
-    width, height = Image.open("grid.png").size
-    assert width > 3 * 28
-    assert height > 3 * 28
-    assert not Path("data").exists()
+# What went wrong ----------------------------------------------------------------------------------------------------------
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+STATUSES: dict[str, tuple[BaseException, int, str | None]] = {
+    # what a command raises, its status, and words of the line, or None for a traceback
+    "a person's mistake": (UsageError("no such thing;\n  take another"), 2, "no such thing; take another"),
+    "loss": (NonFiniteLoss("d_loss is nan at iteration 3"), 2, "d_loss is nan"),
+    "memory": (MemoryError(), 2, "--data.batch_size"),
+    "a GPU's memory": (OUT_OF_MEMORY, 2, "--data.batch_size"),
+    "disk": (OSError(errno.ENOSPC, "last.ckpt could not be written (No space left on device)"), 2, "No space left"),
+    "quota": (OSError(errno.EDQUOT, "last.ckpt could not be written (Disk quota exceeded)"), 2, "quota exceeded"),
+    "another rank": (RuntimeError("[gloo/pair.cc:81] Connection closed by peer [127.0.0.1]"), 1, "is gone (closed by peer)"),
+    "another rank's store": (DistNetworkError("nobody listens"), 1, "is gone (DistNetworkError)"),
+    "a forked rank": (ProcessExitedException("process 1 exited", 1, 4711, 1), 1, "is gone (ProcessExitedException)"),
+    "a file": (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), 1, None),
+    "a value": (ValueError("shapes differ"), 1, None),
+    "a library's complaint": (MisconfigurationException("training_step is missing"), 1, None),
+    "a defect": (AssertionError("never"), 1, None),
+    "a defect in a message": (ValueError("Connection closed by peer"), 1, None),
+}
 
 
-def test_samples_depend_on_their_number_and_the_seed_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def drawn(name: str, *arguments: str) -> np.ndarray:
-        assert main(["sample", str(run.best), f"--output={name}.npz", *arguments]) == 0
-        return np.load(f"{name}.npz")["images"]
-
-    few, many = drawn("few", "--num=70", "--seed=3"), drawn("many", "--num=200", "--seed=3")
-    # One grey level of room: matrix products of other sizes may round otherwise.
-    assert np.abs(few.astype(int) - many[:70].astype(int)).max() <= 1
-    other = drawn("other", "--num=70", "--seed=4")
-    assert np.abs(few.astype(int) - other.astype(int)).max() > 10
-
-
-def test_validate_and_test_measure_a_checkpoint(
-    run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("case", STATUSES)
+def test_what_went_wrong_has_a_status_and_a_line_or_a_traceback(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    common = (f"--ckpt_path={run.best}", f"--data.root={mnist_root}", "--metrics.num_samples=500")
-    assert main(["validate", *common]) == 0
-    output = capsys.readouterr().out
-    assert "average, precise" in output
-    assert "bn_gap" in output
-    assert main(["test", *common, "--trainer.default_root_dir=tested"]) == 0
-    output = capsys.readouterr().out
-    assert "floor" in output
-    report = json.loads((only_run(tmp_path / "tested") / "test.json").read_text())
-    assert len(report["fid"]["values"]) == 5
-    assert len(set(report["fid"]["values"])) == 5
-    assert report["fid"]["mean"] > report["fid"]["floor"] > 0
+    error, expected, words = STATUSES[case]
+
+    def broken(_: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("bngan.cli._sample", broken)
+    assert main(["sample"]) == expected
+    told = capsys.readouterr().err
+    if words is None:
+        assert "Traceback" in told
+        return
+    assert "Traceback" not in told
+    assert told.startswith("bngan: error: ")
+    assert len(told.splitlines()) == 2
+    assert words in told
+    monkeypatch.setenv("BNGAN_TRACEBACK", "1")
+    assert main(["sample"]) == expected
+    assert "Traceback" in capsys.readouterr().err
 
 
-def test_run_keeps_what_it_measured_last(run: Run) -> None:
-    report = json.loads((run.folder / "quality.json").read_text())
-    assert report["num_samples"] == 200
-    assert 0 < report["floor"]["fid"] < report["value"]["fid"]
-    assert report["validation_seconds"] > 0
-
-
-def test_predict_writes_pictures(run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = (f"--ckpt_path={run.best}", f"--data.root={mnist_root}", "--data.predict_samples=7")
-    assert main(["predict", *arguments]) == 0
-    assert len(list((only_run(tmp_path / "runs") / "samples").glob("*.png"))) == 7
-
-
-def test_last_is_the_newest_checkpoint_of_that_name(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SystemExit(143), 143),
+        (SystemExit(None), 0),
+        (SystemExit("why"), 2),
+        (KeyboardInterrupt(), 130),
+        (ProcessExitedException("process 1 exited", 0, 4711, 143), 143),  # a forked rank that was asked to stop
+    ],
+)
+def test_what_was_asked_to_stop_ends_without_a_word(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    common = (f"--data.root={mnist_root}", "--metrics.num_samples=0", "--trainer.accelerator=cpu")
-    assert main(["fit", *common, "--trainer.max_steps=3", "--ckpt_path=last"]) == 2
-    assert "no run in runs/mnist has a checkpoint" in capsys.readouterr().err
-    for steps in (5, 3):
-        assert main(["fit", *common, f"--trainer.max_steps={steps}"]) == 0
-    assert main(["fit", *common, "--trainer.max_steps=4", "--ckpt_path=last"]) == 0
-    assert len(list(Path("runs/mnist").iterdir())) == 3
-    newest = max(Path("runs/mnist").glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    content = torch.load(newest, weights_only=True)
-    assert int(content["state_dict"]["iteration"]) == 4
+    def stopped(_: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("bngan.cli._doctor", stopped)
+    assert main(["doctor"]) == status
+    assert capsys.readouterr().err == ""
 
 
-def test_checkpoint_brings_the_settings_of_its_data(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    data = f"--data.root={mnist_root}"
-    assert main(["fit", *QUICK, data, "--data.batch_size=32", "--model.sampling=batch", "--model.ema_decay=0"]) == 0
-    last = only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt"
-    assert main(["fit", *QUICK, data, f"--ckpt_path={last}", "--data.batch_size=64"]) == 2
-    assert "--data.batch_size 64 contradicts" in capsys.readouterr().err
-
-    # Normalized by their own batch, samples tell the size of that batch.
-    assert main(["sample", str(last), "--num=40", "--output=drawn"]) == 0
-    assert main(["predict", f"--ckpt_path={last}", data, "--data.predict_samples=40", "--trainer.default_root_dir=own"]) == 0
-    wider = ("--data.predict_samples=40", "--data.batch_size=128", "--trainer.default_root_dir=wider")
-    assert main(["predict", f"--ckpt_path={last}", data, *wider]) == 0
-
-    def pixels(folder: Path) -> np.ndarray:
-        return np.stack([np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))])
-
-    drawn = pixels(tmp_path / "drawn")
-    assert len(drawn) == 40
-    assert np.abs(drawn - pixels(only_run(tmp_path / "own") / "samples")).max() <= 1
-    assert np.abs(drawn - pixels(only_run(tmp_path / "wider") / "samples")).max() > 1
+# Sampling -----------------------------------------------------------------------------------------------------------------
 
 
-def test_measuring_leaves_training_as_it_is(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def weights(*settings: str) -> dict[str, torch.Tensor]:
-        arguments = (f"--data.root={mnist_root}", "--model.d_dropout=0.5", f"--trainer.default_root_dir={settings[0][-3:]}")
-        validation = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=1")
-        assert main(["fit", *QUICK, *arguments, *validation, *settings]) == 0
-        last = only_run(tmp_path / settings[0][-3:]) / "checkpoints" / "last.ckpt"
-        return torch.load(last, weights_only=True)["state_dict"]
-
-    measured, not_measured = weights("--metrics.num_samples=200"), weights("--metrics.num_samples=0")
-    assert all(torch.equal(measured[name], not_measured[name]) for name in measured)
-    other = weights("--metrics.num_samples=201", "--seed_everything=1")
-    assert not torch.equal(measured["generator.net.0.weight"], other["generator.net.0.weight"])
+def test_samples_cannot_be_written_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("occupied").write_text("a file")
+    for output in ("occupied", "occupied/a.png", "occupied/a.npz"):
+        assert main(["sample", str(OLD), "--num=1", f"--output={output}"]) == 2
+        told = capsys.readouterr().err
+        assert "occupied" in told
+        assert "--output" in told
+        assert len(told.splitlines()) <= 2
+    assert main(["sample", str(OLD), "--num=1", "--output=new/folder/a.png"]) == 0
+    assert Path("new/folder/a.png").is_file()
 
 
-def test_ranks_plot_and_measure_what_one_process_does(train: Command, mnist_root: Path, tmp_path: Path) -> None:
-    """By every scalar of TensorBoard, with numbers of held-out images and of samples that ranks cannot share equally."""
-
-    def scalars(devices: int) -> dict[str, list[tuple[int, float]]]:
-        settings = (f"--trainer.devices={devices}", "--trainer.precision=64-true", f"--trainer.default_root_dir={devices}")
-        validation = ("--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1", "--data.eval_batch_size=333")
-        measuring = ("--metrics.num_samples=203", "--metrics.chunk=70", "--trainer.log_every_n_steps=5")
-        done = train("fit", *QUICK, *settings, *validation, *measuring, f"--data.root={mnist_root}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert ("all devices' images together" in done.stdout) == (devices > 1)
-        folder = only_run(tmp_path / str(devices))
-        assert json.loads((folder / "quality.json").read_text())["value"]["fid"] > 1
-        plots = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        return {tag: [(point.step, point.value) for point in plots.Scalars(tag)] for tag in plots.Tags()["scalars"]}
-
-    alone = scalars(1)
-    assert {"val/d_loss", "val/fid", "bn/d_batch_dependence", "train/d_grad_norm"} <= alone.keys()
-    for devices in (2, 4):
-        together = scalars(devices)
-        assert together.keys() == alone.keys()
-        for tag, points in alone.items():
-            assert [step for step, _ in together[tag]] == [step for step, _ in points]
-            values = [value for _, value in points]
-            assert [value for _, value in together[tag]] == pytest.approx(values, rel=1e-6, abs=1e-6), (devices, tag)
-
-
-def test_settings_that_contradict_the_checkpoint_are_refused(
-    run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    where = (f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}", f"--data.root={mnist_root}", "--trainer.max_steps=12")
-    (tmp_path / "other.yaml").write_text("model:\n  d_lr: 0.5\n")
-    for given, name, saved in (
-        (("--model.d_lr=0.5",), "--model.d_lr", "0.003"),
-        (("--config=other.yaml",), "--model.d_lr", "0.003"),
-        (("--config", "other.yaml"), "--model.d_lr", "0.003"),
-        (("-c", "other.yaml"), "--model.d_lr", "0.003"),
-        (("-c=other.yaml",), "--model.d_lr", "0.003"),
-        (("-cother.yaml",), "--model.d_lr", "0.003"),
-        (("--seed_everything=7",), "--seed_everything", "0"),
-        (("--data.batch_size=64",), "--data.batch_size", "128"),
-    ):
-        assert main(["fit", *where, *given]) == 2
-        answer = capsys.readouterr().err
-        assert f"{name} " in answer
-        assert f"which has {saved};" in answer
-        assert "--override" in answer
-    assert main(["fit", *where, "--model.d_lr=0.003"]) == 0
-    assert iteration_of(tmp_path / "runs") == 12
-
-
-def test_settings_that_contradict_the_checkpoint_replace_its_own_with_override(
-    run: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    last = run.folder / "checkpoints" / "last.ckpt"
-    where = (f"--ckpt_path={last}", f"--data.root={mnist_root}", "--trainer.max_steps=12", "--override")
-    assert main(["fit", *where, "--model.hidden_dim=64"]) == 2
-    assert "networks cannot be changed by --override" in capsys.readouterr().err
-    assert main(["fit", *where, "--model.beta2=0.5", "--model.d_lr=0.5", "--data.batch_size=64"]) == 0
-    content = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
-    assert content["hyper_parameters"]["d_lr"] == 0.5
-    assert content["hyper_parameters"]["g_norm"] == "batch"
-    assert content["datamodule_hyper_parameters"]["batch_size"] == 64
-    groups = [optimizer["param_groups"][0] for optimizer in content["optimizer_states"]]
-    assert [group["betas"][1] for group in groups] == [0.5, 0.5]
-    saved = torch.load(last, weights_only=True)["hyper_parameters"]
-    assert {name for name in saved if saved[name] != content["hyper_parameters"][name]} == {"beta2", "d_lr"}
-
-
-def test_run_goes_on_with_the_settings_that_it_was_begun_with(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    begun = (*QUICK, f"--data.root={mnist_root}", "--images.num_samples=9", "--trainer.limit_val_batches=2")
-    assert main(["fit", *begun, "--trainer.callbacks+=tests.interruptions.StopAfter", "--trainer.callbacks.iteration=4"]) == 143
-    again = ("--ckpt_path=last", f"--data.root={mnist_root}", "--images.num_samples=16")
-    capsys.readouterr()
-    assert main(["fit", *again]) == 2  # a folder from elsewhere must not say which code is run
-    assert "--trainer.callbacks" in capsys.readouterr().err
-    assert main(["fit", *again, "--trainer.callbacks=null"]) == 0
-    newest = max(Path("runs/mnist").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
-    settings = yaml.safe_load(newest.read_text())
-    assert settings["trainer"]["max_steps"] == 10
-    assert settings["trainer"]["limit_val_batches"] == 2
-    assert settings["metrics"]["num_samples"] == 200
-    assert settings["images"]["num_samples"] == 16
-    capsys.readouterr()
-    assert main(["fit", "--ckpt_path=last", f"--data.root={mnist_root}"]) == 0
-    assert "Nothing was left to do" in capsys.readouterr().out
-
-
-def test_pictures_of_ones_own_train_on_the_first_try(train: Command, tmp_path: Path) -> None:
-    for number in range(40):
-        pixels = np.random.default_rng(number).integers(0, 256, (40 + number % 3, 50, 3), dtype=np.uint8)
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.jpg")
-    arguments = ("--data.name=folder", "--data.folder=pictures", "--data.image_size=32", "--model.network=conv")
-    small = ("--model.hidden_dim=8", "--data.batch_size=16", "--trainer.max_steps=4", "--name=mine", "--trainer.max_epochs=-1")
-    done = train("fit", *arguments, *small, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = only_run(tmp_path / "runs")
-    assert folder.parent.name == "mine"
-    assert Image.open(folder / "samples" / "iteration-000004.png").mode == "RGB"
-
-
-def test_fast_dev_run_tries_everything_and_writes_nothing(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["fit", f"--data.root={mnist_root}", "--metrics.num_samples=200", "--trainer.fast_dev_run=true"]) == 0
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_run_without_a_logger_keeps_its_folder(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["fit", f"--data.root={mnist_root}", *QUICK, "--trainer.logger=false"]) == 0
-    folder = only_run(tmp_path / "runs")
-    assert (folder / "checkpoints" / "last.ckpt").exists()
-    assert (folder / "samples" / "iteration-000010.png").exists()
-    assert (folder / "config.yaml").exists()
-    assert not list(folder.glob("events*"))
-
-
-def test_two_processes_train_together(train: Command, mnist_root: Path, tmp_path: Path) -> None:
-    settings = ("--trainer.devices=2", "--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1")
-    done = train("fit", *QUICK, *settings, f"--data.root={mnist_root}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "over 2 x cpu" in done.stdout
-    last = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
-    assert int(last["state_dict"]["iteration"]) == 10
-
-
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    wild = ("--model.loss=wasserstein", "--model.d_norm=none", "--model.d_lr=1e38", "--checkpoint.every_n_iterations=1")
-    assert main(["fit", f"--data.root={mnist_root}", "--metrics.num_samples=0", "--trainer.max_steps=50", *wild]) == 2
-    answer = capsys.readouterr().err
-    assert "iteration" in answer
-    assert "nan" in answer or "inf" in answer
-    assert "Traceback" not in answer
-    for path in tmp_path.rglob("*.ckpt"):
-        weights = torch.load(path, weights_only=True)["state_dict"].values()
-        assert all(bool(value.isfinite().all()) for value in weights)
-
-
-@pytest.mark.slow
-def test_bare_command_reaches_its_promise(train: Command, tmp_path: Path) -> None:
-    start = time.monotonic()
-    done = train("fit", cwd=tmp_path, timeout=1200)
-    seconds = time.monotonic() - start
-    assert done.returncode == 0, done.stderr
-    values = EventAccumulator(str(only_run(tmp_path / "runs"))).Reload()
-    assert values.Scalars("val/modes")[-1].value == 10
-    assert values.Scalars("val/class_kl")[-1].value < 0.05
-    assert values.Scalars("val/fid")[-1].value < 6
-    # The promise of 4 minutes is for 2 cores at rest, which a machine shared with other jobs does not have.
-    if not os.environ.get("CI"):
-        assert seconds < 240
-
-
-ALLOCATIONS = """
-import resource, sys, torch
-from bngan.memory import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-for number in range(60):
-    if number == 10:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    tensors = [torch.ones(200_000) for _ in range(8)]
-    del tensors
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
-def test_memory_of_a_step_is_kept_for_the_next() -> None:
-    # Left to itself, glibc gives back every block of that size or none, as it happens; so it is told to.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    faults = {}
-    for way in ("kept", "given back"):
-        command = [sys.executable, "-c", ALLOCATIONS, way]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        faults[way] = int(done.stdout)
-    assert faults["kept"] < 500, faults
-    assert faults["given back"] > 10_000, faults
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "meta:x"])
+def test_devices_that_are_not_there_are_refused(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(OLD), "--num=1", f"--device={device}"]) == 2
+    told = capsys.readouterr().err
+    assert f"--device {device}" in told
+    assert len(told.splitlines()) <= 2

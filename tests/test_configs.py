@@ -2,6 +2,7 @@
 
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from bngan.cli import main
 from bngan.gan import GAN
+from bngan.recipes import flatten
 from tests.conftest import QUICK, REPOSITORY, only_run
 
 RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -26,7 +28,7 @@ def test_recipe_trains(recipe: Path, mnist_root: Path, tmp_path: Path, monkeypat
             pixels = np.random.default_rng(number).integers(0, 256, (70 + number % 3, 80, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.jpg")
         own = [f"--data.folder={tmp_path / 'pictures'}"]
-    assert main(["fit", f"--config={recipe}", f"--data.root={mnist_root}", *QUICK, *own]) == 0
+    assert main(["fit", f"--config={recipe.stem}", f"--data.root={mnist_root}", *QUICK, *own]) == 0
     content = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
     assert int(content["state_dict"]["iteration"]) == 10
     for name, value in (yaml.safe_load(recipe.read_text()).get("model") or {}).items():
@@ -34,17 +36,26 @@ def test_recipe_trains(recipe: Path, mnist_root: Path, tmp_path: Path, monkeypat
             assert content["hyper_parameters"][name] == value
 
 
+def read(recipe: str) -> dict[str, Any]:
+    return yaml.safe_load((REPOSITORY / "configs" / f"{recipe}.yaml").read_text())
+
+
 def test_default_recipe_is_the_default_of_the_class_setting_by_setting() -> None:
-    settings = yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())["model"]
     defaults = {name: parameter.default for name, parameter in signature(GAN).parameters.items()}
     for linked in ("image_shape", "seed"):  # these come from the data and from seed_everything
         del defaults[linked]
-    assert settings == defaults
+    assert read("default")["model"] == defaults
 
 
-def test_installation_without_the_default_recipe_is_refused(
+def test_default_recipe_has_every_setting_and_is_all_the_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bngan.trainer_cli.DEFAULT_CONFIG", tmp_path / "default.yaml")
-    assert main(["fit", "--print_config"]) == 2
-    assert "pip install -e" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--print_config"]) == 0
+    settings = {group: value for group, value in yaml.safe_load(capsys.readouterr().out).items() if value != {}}
+    assert flatten(settings) == flatten(read("default"))
+    assert main(["fit", "--help"]) == 0
+    text = (REPOSITORY / "configs" / "default.yaml").read_text()
+    assert text in capsys.readouterr().out
+    commented = [line for line in text.splitlines() if "#" in line]
+    assert len(commented) > len(text.splitlines()) / 2

@@ -1,6 +1,7 @@
 """Each finding of `bngan doctor` on a GAN that has just that fault, and none on one that has not."""
 
 import pickle
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,16 +12,24 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from bngan import GAN
-from bngan.batchnorm import BatchNorm, batch_norm_layers, recalibrate, running_statistics, sampling_statistics, score
+from bngan import GAN, rng
+from bngan.batching import discriminate
+from bngan.batchnorm import (
+    BatchNorm,
+    batch_norm_layers,
+    evaluation_statistics,
+    recorded_statistics,
+    running_statistics,
+    set_precise_statistics,
+)
 from bngan.cli import main
-from bngan.doctor import Finding, diagnose, examine_layers, examine_settings, examine_training
+from bngan.doctor import Finding, diagnose, examine_layers, examine_settings, examine_training, pass_through
 from tests.conftest import QUICK, REPOSITORY, only_run
 from tests.test_gan import images, tiny, trainer
 
 EPS = "eps that looks like a momentum"
 BIAS = "bias before batch norm"
-DIVERGED = "running statistics far from the batch's"
+FAR = "running statistics far from the batch's"
 DEAD = "dead channels"
 EXPLODING = "exploding channels"
 NO_VARIANCE = "variance no larger than eps"
@@ -28,8 +37,8 @@ PENALTY = "penalty on a batch-normalized D"
 BLIND = "D blind in separate batches"
 LEANING = "D's running statistics lean towards fakes"
 SMALL_BATCH = "batch too small for batch norm"
-EMA_COPY = "average of G without its buffers"
-EMA_DIVERGED = "average of G far from its own statistics"
+EMA_COPY = "EMA of G without its buffers"
+EMA_FAR = "EMA of G far from its own statistics"
 
 Part = tuple[str, BatchNorm]
 
@@ -39,7 +48,7 @@ def latents(gan: GAN) -> Tensor:
 
 
 def fakes(gan: GAN) -> Tensor:
-    with sampling_statistics(gan.generator, "batch"):
+    with evaluation_statistics(gan.generator, "batch"):
         return gan.generate(latents(gan))
 
 
@@ -52,10 +61,10 @@ def real() -> Tensor:
 
 def settle(gan: GAN, real: Tensor) -> GAN:
     """Let all running statistics be those that the networks as they are have on real images and fakes."""
-    recalibrate(gan.generator, [latents(gan)])
-    if gan.average is not None:
-        recalibrate(gan.average.module, [latents(gan)])
-    recalibrate(gan.discriminator, [torch.cat([real, fakes(gan)])])
+    set_precise_statistics(gan.generator, [latents(gan)])
+    if gan.generator_ema is not None:
+        set_precise_statistics(gan.generator_ema, [latents(gan)])
+    set_precise_statistics(gan.discriminator, [torch.cat([real, fakes(gan)])])
     return gan
 
 
@@ -65,11 +74,11 @@ def healthy(real: Tensor, **settings: Any) -> GAN:
     seen = fakes(gan)
     optimizer = torch.optim.Adam(gan.discriminator.parameters(), lr=0.01)
     for _ in range(20):
-        loss = gan.loss.discriminator(*score(gan.logits, real[:64], seen[:64], gan.batching))
+        loss = gan.loss.discriminator(*discriminate(gan.logits, real[:64], seen[:64], gan.batching))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    gan.iterations_done = 1
+    gan.iteration.fill_(1)
     return settle(gan, real)
 
 
@@ -121,20 +130,20 @@ def tampered_running_var(gan: GAN, real: Tensor) -> None:
 
 
 @torch.no_grad()
-def tampered_average(gan: GAN, real: Tensor) -> None:
-    assert gan.average is not None
-    running_statistics(layers(gan.average.module)[0][1])[1].mul_(0.1)
+def tampered_ema(gan: GAN, real: Tensor) -> None:
+    assert gan.generator_ema is not None
+    running_statistics(layers(gan.generator_ema)[0][1])[1].mul_(0.1)
 
 
-def leaning(gan: GAN, real: Tensor, share: float = 1.0) -> None:
-    """Let D's running mean lie that share of the way from real images to fakes."""
+def leaning(gan: GAN, real: Tensor, fraction: float = 1.0) -> None:
+    """Let D's running mean lie that fraction of the way from real images to fakes."""
     running_mean, _ = running_statistics(layers(gan.discriminator)[0][1])
-    recalibrate(gan.discriminator, [real])
+    set_precise_statistics(gan.discriminator, [real])
     of_real = running_mean.clone()
-    recalibrate(gan.discriminator, [fakes(gan)])
+    set_precise_statistics(gan.discriminator, [fakes(gan)])
     of_fakes = running_mean.clone()
     settle(gan, real)
-    running_mean.copy_(torch.lerp(of_real, of_fakes, share))
+    running_mean.copy_(torch.lerp(of_real, of_fakes, fraction))
 
 
 @torch.no_grad()
@@ -155,17 +164,33 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "two dead channels of 16": (dead_channels, DEAD),
     "weights of D a million times larger": (exploding_channels, EXPLODING),
     "a quarter of D's channels all but off": (vanishing_channels, NO_VARIANCE),
-    "G's running mean two deviations away": (tampered_running_mean, DIVERGED),
-    "G's running variance a tenth": (tampered_running_var, DIVERGED),
-    "the average's running variance a tenth": (tampered_average, EMA_DIVERGED),
+    "G's running mean two deviations away": (tampered_running_mean, FAR),
+    "G's running variance a tenth": (tampered_running_var, FAR),
+    "the EMA's running variance a tenth": (tampered_ema, EMA_FAR),
     "D's running mean that of fakes": (leaning, LEANING),
     "D constant, in separate batches": (separate_and_constant, BLIND),
 }
 
 
-@pytest.mark.parametrize("batching", ["joint", "separate"])
-def test_healthy_gan_has_no_finding(batching: str, real: Tensor) -> None:
-    assert examined(healthy(real, batching=batching), real) == []
+GHOST = {"g_norm": "ghost", "d_norm": "ghost", "ghost_groups": 4}
+
+
+@pytest.mark.parametrize("settings", [{}, {"batching": "separate"}, GHOST], ids=str)
+def test_healthy_gan_has_no_finding(settings: dict[str, Any], real: Tensor) -> None:
+    assert examined(healthy(real, **settings), real) == []
+
+
+def test_ghost_norm_is_examined_by_the_mean_of_its_groups(real: Tensor) -> None:
+    gan = tiny(network="conv", image_shape=(1, 16, 16), g_norm="ghost", ghost_groups=5)
+    passed = pass_through(gan, real)  # 256 images, of which 255 can be cut into groups
+    with evaluation_statistics(gan.generator, "batch"), recorded_statistics(gan.generator) as seen:
+        gan.generate(rng.normal((255, gan.latent_dim), gan.seed, rng.Stream.PRECISE, 0))
+    for name, groups in seen.items():
+        assert len(groups) == 5
+        for statistic in ("mean", "var"):
+            expected = torch.stack([getattr(group, statistic) for group in groups]).mean(dim=0)
+            torch.testing.assert_close(getattr(passed.generator[name], statistic), expected, rtol=1e-5, atol=1e-6)
+            assert not torch.allclose(getattr(groups[0], statistic), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -183,8 +208,8 @@ NEAR_FAULTS: dict[str, Fault] = {
     "one dead channel of 16": lambda gan, real: dead_channels(gan, real, count=1),
     "weights of D ten times larger": lambda gan, real: exploding_channels(gan, real, times=10.0),
     "G's running mean half a deviation away": lambda gan, real: tampered_running_mean(gan, real, deviations=0.5),
-    "D's running mean balanced": lambda gan, real: leaning(gan, real, share=0.5),
-    "D's running mean that of real images": lambda gan, real: leaning(gan, real, share=0.0),
+    "D's running mean balanced": lambda gan, real: leaning(gan, real, fraction=0.5),
+    "D's running mean that of real images": lambda gan, real: leaning(gan, real, fraction=0.0),
     "D constant, in joint batches": constant,
 }
 
@@ -198,9 +223,9 @@ def test_what_comes_near_a_fault_is_no_finding(fault: str, real: Tensor) -> None
 
 def test_lean_is_told_between_real_and_fake(real: Tensor) -> None:
     gan = healthy(real)
-    for share, expected in ((0.6, []), (0.7, [LEANING])):
-        leaning(gan, real, share)
-        assert names(examined(gan, real)) == expected, share
+    for fraction, expected in ((0.6, []), (0.7, [LEANING])):
+        leaning(gan, real, fraction)
+        assert names(examined(gan, real)) == expected, fraction
 
 
 def test_evidence_names_the_layer_at_fault(real: Tensor) -> None:
@@ -221,7 +246,7 @@ def test_untrained_networks_are_not_blamed_for_their_variances(real: Tensor) -> 
     gan = healthy(real)
     exploding_channels(gan, real)
     assert names([*examine_layers(gan)]) == [EXPLODING]
-    gan.iterations_done = 0
+    gan.iteration.fill_(0)
     assert [*examine_layers(gan)] == []
 
 
@@ -263,8 +288,8 @@ def pictures() -> Tensor:
     ("settings", "expected"),
     [
         ({}, [BIAS]),
-        ({"bn_momentum": 1e-4}, [BIAS, DIVERGED, EMA_DIVERGED]),
-        ({"bn_momentum": 1e-4, "ema_decay": 0.0}, [BIAS, DIVERGED]),
+        ({"bn_momentum": 1e-4}, [BIAS, FAR, EMA_FAR]),
+        ({"bn_momentum": 1e-4, "ema_decay": 0.0}, [BIAS, FAR]),
         ({"batching": "separate"}, [BIAS, BLIND]),
         ({"bn_eps": 0.8}, [BIAS, EPS, NO_VARIANCE]),
     ],
@@ -300,6 +325,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[s
     "none": ({}, {}, {}, []),
     "r1": ({"r1": 1.0}, {}, {}, [PENALTY]),
     "r2": ({"r2": 1.0, "d_norm": "reference"}, {}, {}, [PENALTY]),
+    "r1 with ghost norm": ({"r1": 1.0, "d_norm": "ghost"}, {}, {}, [PENALTY]),
     "gradient penalty": ({"gradient_penalty": 1.0}, {}, {}, [PENALTY]),
     "wasserstein": ({"loss": "wasserstein"}, {}, {}, [PENALTY]),
     "wasserstein without its penalty": ({"loss": "wasserstein", "gradient_penalty": 0.0}, {}, {}, []),
@@ -309,13 +335,15 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[s
     "16 images on any device": ({}, {"batch_size": 16}, {"devices": "auto"}, []),
     "64 images on 4 devices": ({}, {"batch_size": 64}, {"devices": 4}, []),
     "8 images": ({}, {"batch_size": 8}, {}, [SMALL_BATCH]),
-    "128 images in 16 parts": ({"accumulate": 16}, {}, {}, [SMALL_BATCH]),
+    "128 images in 16 ghost groups": ({"g_norm": "ghost", "ghost_groups": 16}, {}, {}, [SMALL_BATCH]),
+    "128 images in 8 ghost groups": ({"d_norm": "ghost", "ghost_groups": 8}, {}, {}, []),
+    "16 groups that no norm has": ({"ghost_groups": 16}, {}, {}, []),
     "8 images without batch norm": ({"g_norm": "group", "d_norm": "none"}, {"batch_size": 8}, {}, []),
     "8 images with batch norm in G alone": ({"d_norm": "none"}, {"batch_size": 8}, {}, [SMALL_BATCH]),
     "copied buffers": ({"ema_buffers": "copy"}, {}, {}, [EMA_COPY]),
-    "recalibrated buffers": ({"ema_buffers": "recalibrate"}, {}, {}, []),
+    "precise buffers": ({"ema_buffers": "precise"}, {}, {}, []),
     "averaged buffers": ({"ema_buffers": "average"}, {}, {}, []),
-    "copied buffers of no average": ({"ema_buffers": "copy", "ema_decay": 0.0}, {}, {}, []),
+    "copied buffers of no EMA": ({"ema_buffers": "copy", "ema_decay": 0.0}, {}, {}, []),
     "copied buffers without batch norm": ({"ema_buffers": "copy", "g_norm": "layer"}, {}, {}, []),
 }
 
@@ -332,7 +360,9 @@ def test_settings_tell_what_is_wrong(case: str, tmp_path: Path) -> None:
 def test_penalty_is_told_by_name_and_small_batches_by_number() -> None:
     (finding,) = examine_settings({"r1": 1.0, "r2": 0.5}, {}, {})
     assert "r1, r2" in finding.evidence
-    (finding,) = examine_settings({"accumulate": 2}, {"batch_size": 16}, {"devices": 4})
+    (finding,) = examine_settings({}, {"batch_size": 16}, {"devices": 4})
+    assert finding.evidence.startswith("4 images at a time")
+    (finding,) = examine_settings({"d_norm": "ghost", "ghost_groups": 8}, {"batch_size": 16}, {})
     assert finding.evidence.startswith("2 images at a time")
 
 
@@ -417,9 +447,14 @@ def test_faults_of_a_checkpoint_are_found(run_folder: Path, tmp_path: Path) -> N
         content["hyper_parameters"]["ema_buffers"] = "copy"
         content["datamodule_hyper_parameters"]["batch_size"] = 8
 
-    assert sorted(names(diagnose(copied(run_folder, tmp_path, "last", spoil))[1])) == sorted(
-        [BIAS, DIVERGED, EMA_COPY, SMALL_BATCH]
-    )
+    assert sorted(names(diagnose(copied(run_folder, tmp_path, "last", spoil))[1])) == sorted([BIAS, FAR, EMA_COPY, SMALL_BATCH])
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_checkpoint_of_version_0_1_is_examined(network: str, mnist_root: Path) -> None:
+    examined, findings = diagnose(REPOSITORY / "tests" / "golden" / f"0.1-{network}.ckpt", mnist_root)
+    assert re.search(r"iteration [1-9]\d*, 256 real images", examined)
+    assert (BIAS in names(findings)) == (network == "mlp")
 
 
 def test_data_set_can_be_elsewhere(run_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
@@ -487,14 +522,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "empty recipe": (wrote("a.yaml", b""), ("a.yaml", "no settings")),
     "recipe with an unknown group": (wrote("a.yaml", b"modle: {g_lr: 1}"), ("modle", "model")),
     "recipe with an unknown setting": (wrote("a.yaml", b"model: {glr: 1}"), ("a.yaml", "glr")),
+    "recipe with a setting's old name": (wrote("a.yaml", b"model: {noise: 1}"), ("a.yaml", "model.noise", "instance_noise")),
     "recipe with an unknown loss": (wrote("a.yaml", b"model: {loss: vanilla}"), ("vanilla", "hinge")),
     "recipe with an unknown data setting": (wrote("a.yaml", b"data: {batchsize: 3}"), ("a.yaml", "data.batchsize")),
     "recipe with an unknown Trainer setting": (wrote("a.yaml", b"trainer: {devixes: 3}"), ("a.yaml", "trainer.devixes")),
     "recipe with a word for a number": (wrote("a.yaml", b"data: {batch_size: many}"), ("batch_size", "int", "many")),
     "recipe with nothing for a number": (wrote("a.yaml", b"data: {batch_size: null}"), ("batch_size", "int")),
-    "recipe with no parts": (wrote("a.yaml", b"model: {accumulate: 0}"), ("accumulate", "at least 1")),
+    "recipe with no groups": (wrote("a.yaml", b"model: {ghost_groups: 0}"), ("ghost_groups", "at least 1")),
+    "recipe with no images": (wrote("a.yaml", b"data: {batch_size: 0}"), ("batch_size", "at least 1")),
     "recipe with a list for a norm": (wrote("a.yaml", b"model: {g_norm: [batch]}"), ("g_norm", "str")),
-    "weights that are a number": (stored("a.ckpt", {"state_dict": 3, "hyper_parameters": {}}), ("a.ckpt", "does not fit")),
+    "weights that are a number": (stored("a.ckpt", {"state_dict": 3, "hyper_parameters": {}}), ("a.ckpt", "damaged")),
     "recipe with a number out of range": (wrote("a.yaml", b"model: {ema_decay: 2}"), ("ema_decay", "[0, 1)")),
 }
 
@@ -548,5 +585,5 @@ def test_checkpoint_that_holds_code_is_refused_and_runs_nothing(
 def test_every_finding_is_tried_here() -> None:
     source = (REPOSITORY / "bngan" / "doctor.py").read_text().splitlines()
     raised = {after.strip().strip('",') for line, after in pairwise(source) if line.strip().endswith("Finding(")}
-    tried = {EPS, BIAS, DIVERGED, DEAD, EXPLODING, NO_VARIANCE, PENALTY, BLIND, LEANING, SMALL_BATCH, EMA_COPY, EMA_DIVERGED}
+    tried = {EPS, BIAS, FAR, DEAD, EXPLODING, NO_VARIANCE, PENALTY, BLIND, LEANING, SMALL_BATCH, EMA_COPY, EMA_FAR}
     assert raised == tried

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bngan.errors import UsageError
 from bngan.losses import LOSSES, find_loss, gradient_penalty, zero_centered_penalty
 
 REAL = torch.tensor([2.0, -1.0], dtype=torch.float64)
@@ -91,7 +92,7 @@ def test_hinge_is_zero_beyond_its_margin_alone() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_players_pull_logits_in_opposite_directions(name: str) -> None:
+def test_networks_pull_logits_in_opposite_directions(name: str) -> None:
     """D wants real logits up and fake ones down; G wants fake ones up."""
     real = torch.tensor([0.3, -0.4], requires_grad=True)
     fake = torch.tensor([0.2, -0.6], requires_grad=True)
@@ -118,8 +119,8 @@ def test_extreme_logits_stay_finite(name: str) -> None:
     extreme = torch.tensor([1e4, -1e4])
     probabilities = extreme.sigmoid()
     assert not probabilities.log().isfinite().all()  # what computing by probabilities would meet
-    for player in (LOSSES[name].discriminator, LOSSES[name].generator):
-        assert player(extreme, extreme.flip(0)).isfinite()
+    for loss in (LOSSES[name].discriminator, LOSSES[name].generator):
+        assert loss(extreme, extreme.flip(0)).isfinite()
 
 
 # Label smoothing ------------------------------------------------------------------------------------------------------
@@ -153,12 +154,12 @@ def test_no_smoothing_is_the_plain_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - set(HAVING_LABELS)))
 def test_smoothing_is_refused_where_there_are_no_labels(name: str) -> None:
-    with pytest.raises(ValueError, match=f"the {name} loss, which has no labels; it works with {', '.join(HAVING_LABELS)}"):
+    with pytest.raises(UsageError, match=f"the {name} loss, which has no labels; it works with {', '.join(HAVING_LABELS)}"):
         find_loss(name, 0.1)
 
 
 def test_an_unknown_loss_is_refused_with_the_list_of_losses() -> None:
-    with pytest.raises(ValueError, match=f"unknown loss 'bce'; choose from {', '.join(sorted(LOSSES))}"):
+    with pytest.raises(UsageError, match=f"unknown loss 'bce'; choose from {', '.join(sorted(LOSSES))}"):
         find_loss("bce")
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan.batchnorm import batch_norm_layers
+from bngan.batchnorm import GhostBatchNorm, batch_norm_layers
+from bngan.errors import UsageError
 from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
 
 CHANNELS = 12  # in 4 groups of 3
-ROWS = VIRTUAL_REFERENCE_SIZE + 6
+ROWS, GROUPS = VIRTUAL_REFERENCE_SIZE + 6, 2
 KINDS = ["linear", "conv", "transposed"]
 
 
@@ -32,7 +33,7 @@ def inputs_of(kind: str) -> Tensor:
 
 
 def normalized(name: str, kind: str) -> nn.Sequential:
-    return nn.Sequential(*find_norm(name)(layer_of(kind)))
+    return nn.Sequential(*find_norm(name, ghost_groups=GROUPS)(layer_of(kind)))
 
 
 CASES = [(name, kind) for name in sorted(NORMS) for kind in KINDS if (name, kind) != ("instance", "linear")]
@@ -50,7 +51,7 @@ def test_a_norm_keeps_the_shape_and_stands_after_its_layer(name: str, kind: str)
 
 
 def test_instance_norm_refuses_a_linear_layer_and_says_what_to_use() -> None:
-    with pytest.raises(ValueError, match=r"needs pixels.*after a Linear layer use batch, layer or group"):
+    with pytest.raises(UsageError, match=r"needs pixels.*after a Linear layer use batch, layer or group"):
         find_norm("instance")(nn.Linear(7, CHANNELS))
     assert len(find_norm("instance")(nn.Conv2d(3, CHANNELS, kernel_size=3))) == 2
 
@@ -72,6 +73,8 @@ def pools(name: str, output: Tensor) -> Tensor:
     """Arrange an output so that the values a norm pools lie along the last dimension."""
     if name in ("batch", "reference"):
         return output.transpose(0, 1).flatten(1)
+    if name == "ghost":
+        return output.unflatten(0, (-1, GROUPS)).transpose(0, 2).flatten(2)
     if name == "virtual":
         return output[:VIRTUAL_REFERENCE_SIZE].transpose(0, 1).flatten(1)
     if name == "layer":
@@ -96,24 +99,25 @@ def test_a_norm_gives_mean_0_and_variance_1_over_what_it_pools(name: str, kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_norms_pool_over_different_values(kind: str) -> None:
     x = inputs_of(kind)
-    names = ["batch", "virtual", "layer", "group", *(["instance"] if kind != "linear" else [])]
+    names = ["batch", "ghost", "virtual", "layer", "group", *(["instance"] if kind != "linear" else [])]
     layer = layer_of(kind)
-    outputs = [nn.Sequential(*find_norm(name)(layer))(x) for name in names]
+    outputs = [nn.Sequential(*find_norm(name, ghost_groups=GROUPS)(layer))(x) for name in names]
     for number, one in enumerate(outputs):
         for other in outputs[:number]:
             assert not torch.allclose(one, other, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reference_norm_equals_batch_norm(kind: str) -> None:
+@pytest.mark.parametrize("name", ["reference", "ghost"])
+def test_reference_norm_and_ghost_norm_of_one_group_equal_batch_norm(name: str, kind: str) -> None:
     layer, x = layer_of(kind), inputs_of(kind)
-    batch, reference = (nn.Sequential(*find_norm(name)(layer)) for name in ("batch", "reference"))
-    torch.testing.assert_close(reference(x), batch(x), rtol=0, atol=1e-5)
-    torch.testing.assert_close(reference.eval()(x), batch.eval()(x), rtol=0, atol=1e-5)
+    batch, other = (nn.Sequential(*find_norm(norm)(layer)) for norm in ("batch", name))
+    torch.testing.assert_close(other(x), batch(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.eval()(x), batch.eval()(x), rtol=0, atol=1e-5)
 
 
 def test_batch_norms_use_the_papers_numbers() -> None:
-    for name in ("batch", "reference"):
+    for name in ("batch", "reference", "ghost"):
         ((_, layer),) = batch_norm_layers(normalized(name, "linear"))
         assert (layer.eps, layer.momentum) == (1e-5, 0.1)
         ((_, layer),) = batch_norm_layers(nn.Sequential(*find_norm(name, eps=0.2, momentum=0.3)(layer_of("linear"))))
@@ -183,10 +187,17 @@ def test_an_example_depends_on_its_batch_mates_with_exactly_the_coupled_norms(na
 
 
 def test_an_unknown_norm_is_refused_with_the_list_of_norms() -> None:
-    with pytest.raises(ValueError, match=r"unknown norm 'bacth'; choose from batch, ") as caught:
+    with pytest.raises(UsageError, match=r"unknown norm 'bacth'; choose from batch, ") as caught:
         find_norm("bacth")
     assert all(name in str(caught.value) for name in NORMS)
     for name, norm in NORMS.items():
-        found = find_norm(name, eps=0.2, momentum=0.3)
+        found = find_norm(name, eps=0.2, momentum=0.3, ghost_groups=4)
         assert isinstance(found, partial)
-        assert (found.func, found.keywords) == (norm, {"eps": 0.2, "momentum": 0.3})
+        assert (found.func, found.keywords) == (norm, {"eps": 0.2, "momentum": 0.3, "ghost_groups": 4})
+
+
+def test_ghost_norm_has_the_groups_it_is_asked_for() -> None:
+    for groups in (1, 4):
+        _, norm = find_norm("ghost", ghost_groups=groups)(nn.Linear(7, CHANNELS))
+        assert isinstance(norm, GhostBatchNorm)
+        assert norm.groups == groups

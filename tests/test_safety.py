@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from bngan import trainer_cli
+from bngan import lightning_cli
 from bngan.cli import main
 from bngan.gan import GAN
 
@@ -118,9 +118,9 @@ def test_checkpoint_runs_nothing(
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", forced)
     write(attack, checkpoint)
     assert main([*COMMANDS[command]]) == 2
-    answer = capsys.readouterr().err
-    assert "damaged or not a checkpoint" in answer
-    assert len(answer.strip().splitlines()) <= 2
+    streams = capsys.readouterr()
+    assert "damaged or not a checkpoint" in streams.out + streams.err
+    assert len(streams.err.strip().splitlines()) <= 2
     assert not Path(MARKER).exists()
 
 
@@ -130,7 +130,7 @@ def test_trainer_loads_no_code_either(
 ) -> None:
     """Were the file changed after this program has read it, the Trainer would be the one to load it."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    monkeypatch.setattr(trainer_cli, "read_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(lightning_cli, "read_checkpoint", lambda _: checkpoint)
     write("callbacks", checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -191,6 +191,12 @@ def test_settings_in_a_checkpoint_do_no_harm(
     assert PATH in answer
     assert len(answer.strip().splitlines()) <= 2
     assert not Path(MARKER).exists()
+
+
+def test_data_settings_in_a_checkpoint_are_plain(checkpoint: Content, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(changed(checkpoint, "datamodule_hyper_parameters", batch_size=torch.ones(3)), "theirs.ckpt")
+    assert main(["validate", "--ckpt_path=theirs.ckpt"]) == 2
+    assert "numbers, words and lists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["name", "folder", "image_size", "channels", "batch_size"])
@@ -315,7 +321,7 @@ def test_settings_file_names_classes_and_nothing_else(case: str, mnist_root: Pat
 @pytest.mark.usefixtures("theirs")
 @pytest.mark.parametrize("case", PASSING)
 def test_what_is_refused_would_otherwise_run(case: str, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_cli, "check_trainer_settings", lambda _: None)
+    monkeypatch.setattr(lightning_cli, "check_class", lambda *_: None)
     Path("theirs.yaml").write_text(yaml.safe_dump({"trainer": NAMED[case]}))
     with contextlib.suppress(Exception):
         main(["fit", *SHORT, f"--data.root={mnist_root}", "--config=theirs.yaml"])
@@ -326,23 +332,44 @@ def test_what_is_refused_would_otherwise_run(case: str, mnist_root: Path, monkey
     raise AssertionError("this attack does nothing")
 
 
-# What a stranger's run says of itself, and fit would go on with.
+# What a stranger's run says of itself, and fit would go on with: its settings of the Trainer.
+THING = "imported.Thing"
 RECORDED: dict[str, dict[str, Any]] = {
-    **{f"word for {name}": {name: "imported.Thing"} for name in ("callbacks", "logger", "plugins", "profiler")},
-    "word among callbacks": {"callbacks": ["imported.Thing"]},
-    "class for a callback": {"callbacks": {"class_path": "imported.Thing"}},
-    "class in other words": {"callbacks.class_path": "imported.Thing"},
+    **{f"word for {name}": {name: THING} for name in ("callbacks", "logger", "plugins", "profiler")},
+    "word among callbacks": {"callbacks": [THING]},
+    "class for a callback": {"callbacks": {"class_path": THING}},
+    "class among Lightning's": {
+        "callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelSummary"}, {"class_path": THING}]
+    },
+    "class in other words": {"callbacks.class_path": THING},
+    "class in an argument": {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": THING}}},
+    "class deep in an argument": {
+        "callbacks": {"class_path": "lightning.pytorch.Callback", "dict_kwargs": {"x": [{"class_path": "Thing"}]}}
+    },
+    "function for an argument": {
+        "callbacks": [
+            {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"on_fit_start": "imported.attack"}}
+        ]
+    },
+    "torch's function for an argument": {
+        "callbacks": [{"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": "torch.save"}}]
+    },
+}
+OWN_CALLBACK = {
+    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+    "init_args": {"monitor": "val/d_loss", "patience": 7},
 }
 
 
-def write_run(content: Content, trainer: dict[str, Any]) -> None:
-    """Write a run's folder whose modules, were they imported, would make the folder `executed`."""
+def write_run(content: Content, trainer: dict[str, Any]) -> Path:
+    """Write a run's folder whose modules, were they imported, would make the folder `executed`; return its config.yaml."""
     Path(PATH).parent.mkdir(parents=True)
     torch.save(content, PATH)
     run = Path(PATH).parents[1]
-    (run / "run.json").write_text("{}")
+    (run / "run.json").write_text('{"id": "theirs", "parent": null, "starts": []}')
     (run / "config.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
-    Path("imported.py").write_text(f"import os\nos.mkdir({MARKER!r})\nclass Thing: pass\n")
+    Path("imported.py").write_text(f"import os\nos.mkdir({MARKER!r})\nclass Thing: pass\ndef attack(*_): pass\n")
+    return run / "config.yaml"
 
 
 @pytest.fixture
@@ -365,12 +392,46 @@ def test_run_of_a_stranger_imports_nothing(case: str, checkpoint: Content, capsy
 
 
 @pytest.mark.usefixtures("imported")
+def test_feature_net_of_a_stranger_is_not_imported(checkpoint: Content, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(checkpoint, {}).write_text(yaml.safe_dump({"metrics": {"feature": THING}}))
+    assert main(["fit", *SHORT, f"--ckpt_path={PATH}"]) == 2
+    assert "--metrics.feature" in capsys.readouterr().err
+    assert not Path(MARKER).exists()
+
+
+@pytest.mark.usefixtures("imported")
+def test_what_a_run_names_may_be_given_anew(checkpoint: Content, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(checkpoint, {"callbacks": [THING]})
+    assert main(["fit", f"--ckpt_path={PATH}", "--trainer.callbacks=null", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"] is None
+    assert not Path(MARKER).exists()
+
+
+def test_lightnings_own_classes_are_taken_from_a_run(checkpoint: Content, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(checkpoint, {"callbacks": [OWN_CALLBACK], "profiler": "simple", "logger": True})
+    assert main(["fit", f"--ckpt_path={PATH}", "--print_config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert settings["callbacks"][0]["class_path"] == OWN_CALLBACK["class_path"]
+    assert settings["callbacks"][0]["init_args"]["patience"] == 7
+    assert settings["profiler"] == "simple"
+
+
+@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("name", ["callbacks", "logger", "plugins", "profiler"])
 def test_word_for_a_class_would_otherwise_be_imported(name: str, checkpoint: Content, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_cli, "CODELESS", {})
-    write_run(checkpoint, {name: "imported.Thing"})
+    monkeypatch.setattr(lightning_cli, "names_foreign_code", lambda *_: False)
+    write_run(checkpoint, {name: THING})
     assert main(["fit", *SHORT, f"--ckpt_path={PATH}"]) == 2
     assert Path(MARKER).exists()
+
+
+def test_run_does_not_choose_where_data_is_written(checkpoint: Content, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = {"data": {"root": "private", "batch_size": 64}, "trainer": {"default_root_dir": "private"}}
+    write_run(checkpoint, {}).write_text(yaml.safe_dump(elsewhere))
+    assert main(["fit", f"--ckpt_path={PATH}", "--print_config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["data"]["root"], settings["data"]["batch_size"]) == ("data", 64)
+    assert settings["trainer"]["default_root_dir"] is None
 
 
 @pytest.fixture

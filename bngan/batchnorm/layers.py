@@ -237,7 +237,7 @@ def local_batches(module: nn.Module) -> Iterator[None]:
     """Within the block the module's batch norm layers normalize what this rank gives them, and wait for no other rank."""
     ours = [layer for _, layer in batch_norm_layers(module) if isinstance(layer, ReferenceBatchNorm)]
     synchronized = [layer.synchronized for layer in ours]
-    torchs = [layer for layer in module.modules() if isinstance(layer, nn.SyncBatchNorm)]
+    torchs = [layer for layer in module.modules() if isinstance(layer, nn.SyncBatchNorm) and group.WORLD is not None]
     groups = [layer.process_group for layer in torchs]
     for layer in ours:
         layer.synchronized = False

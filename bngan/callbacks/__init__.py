@@ -1,10 +1,18 @@
 """What a run shows, measures and keeps."""
 
-from bngan.callbacks.checkpoints import Checkpoints, WholeCheckpoints
-from bngan.callbacks.dashboard import Dashboard
+from bngan.callbacks.batchnorm import BatchNormStatistics
 from bngan.callbacks.images import SampleImages
+from bngan.callbacks.metrics import MeasureSamples
 from bngan.callbacks.progress import RunProgress
-from bngan.callbacks.quality import Quality
-from bngan.callbacks.statistics import BatchNormStatistics
+from bngan.callbacks.saving import AtomicCheckpointIO, CheckpointSaver
+from bngan.callbacks.tensorboard import TensorBoardLayout
 
-__all__ = ["BatchNormStatistics", "Checkpoints", "Dashboard", "Quality", "RunProgress", "SampleImages", "WholeCheckpoints"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BatchNormStatistics",
+    "CheckpointSaver",
+    "MeasureSamples",
+    "RunProgress",
+    "SampleImages",
+    "TensorBoardLayout",
+]

@@ -39,55 +39,52 @@ class RunProgress(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
+    def on_train_start(self, trainer: Trainer, gan: GAN) -> None:
         self._enabled = self._enabled and trainer.is_global_zero
-        total = pl_module.total_iterations
-        self._total = None if math.isinf(total) else int(total)
         self._start = self._shown = self._mark = time.monotonic()
         self._images = self._images_at_mark = 0
-        self._first_iteration = pl_module.iterations_done
+        self._first_iteration = trainer.global_step
         if self._enabled and sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[text]}"),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 refresh_per_second=2,
             )
-            self._task = self._bar.add_task("", total=self._total, completed=self._first_iteration, text="")
+            self._task = self._bar.add_task("", total=None, completed=self._first_iteration, text="")
             self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: GAN, outputs: object, batch: Tensor | list[Tensor], batch_idx: int
+        self, trainer: Trainer, gan: GAN, outputs: object, batch: Tensor | list[Tensor], batch_idx: int
     ) -> None:
-        images = batch[0] if isinstance(batch, list | tuple) else batch
+        images = batch if isinstance(batch, Tensor) else batch[0]
         self._images += len(images) * trainer.world_size
         now = time.monotonic()
         if self._enabled and now - self._shown >= (REFRESH_SECONDS if self._bar else LINE_SECONDS):
-            self._shown = now
-            self._show(trainer, pl_module, now)
+            self._show(trainer, gan, now)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: GAN) -> None:
+    def on_validation_end(self, trainer: Trainer, gan: GAN) -> None:
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._show(trainer, pl_module, time.monotonic())
+            self._show(trainer, gan, time.monotonic())
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
         if trainer.state.fn == "validate" and trainer.is_global_zero:
             for tag, value in sorted(trainer.callback_metrics.items()):
                 if tag.startswith(("val/d_", "bn/")):
                     print(f"{tag:<32} {float(value):.4f}", flush=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
+    def on_train_end(self, trainer: Trainer, gan: GAN) -> None:
         if self._enabled and self._images > self._images_at_mark:
-            self._show(trainer, pl_module, time.monotonic())
+            self._show(trainer, gan, time.monotonic())
         self._close()
         if self._enabled:
             seconds = time.monotonic() - self._start
-            done = pl_module.iterations_done - self._first_iteration
+            done = trainer.global_step - self._first_iteration
             print(f"{done} iterations in {seconds:.0f} s, {self._images / seconds:,.0f} images/s", flush=True)
 
-    def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, gan: GAN, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -96,22 +93,37 @@ class RunProgress(ProgressBar):
             self._bar = None
 
     def _show(self, trainer: Trainer, gan: GAN, now: float) -> None:
+        self._shown, done = now, trainer.global_step
+        total = None if math.isinf(gan.total_iterations) else int(gan.total_iterations)
+        text = "  ".join([*_losses(gan), self._rate(now), *self._metrics(trainer)])
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{done}/{total or '?'}", completed=done, total=total, text=text)
+            return
+        if total is not None and done > self._first_iteration:
+            each = (now - self._start) / (done - self._first_iteration)  # seconds
+            text += f"  {each * (total - done):.0f} s left"
+        print(f"iteration {done}/{total or '?'}  {text}", flush=True)
+
+    def _rate(self, now: float) -> str:
+        """Return how many images a second were trained on since this was asked last."""
         rate = (self._images - self._images_at_mark) / max(now - self._mark, 1e-9)
         self._mark, self._images_at_mark = now, self._images
-        parts = [f"D {float(gan.d_loss):.3f}", f"G {float(gan.g_loss):.3f}", f"{rate:,.0f} images/s"]
-        metrics = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
-        if "val/fid" in metrics:
-            self._best = min(self._best, metrics["val/fid"])
-            parts.append(f"FID {metrics['val/fid']:#.3g} (best {self._best:#.3g}, floor {metrics['floor/fid']:.2g})")
-        if "val/modes" in metrics:
-            parts.append(f"modes {metrics['val/modes']:.0f}")
-        text = "  ".join(parts)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=gan.iterations_done, text=text)
-            return
-        done = gan.iterations_done - self._first_iteration
-        left = ""
-        if self._total is not None and done:
-            seconds = (now - self._start) / done * (self._total - gan.iterations_done)
-            left = f"  {seconds:.0f} s left"
-        print(f"iteration {gan.iterations_done}/{self._total or '?'}  {text}{left}", flush=True)
+        return f"{rate:,.0f} images/s"
+
+    def _metrics(self, trainer: Trainer) -> list[str]:
+        """Return what the last validation measured."""
+        values = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
+        parts = []
+        if "val/fid" in values:
+            self._best = min(self._best, values["val/fid"])
+            parts.append(f"FID {values['val/fid']:#.3g} (best {self._best:#.3g}, floor {values['floor/fid']:.2g})")
+        if "val/modes" in values:
+            parts.append(f"modes {values['val/modes']:.0f}")
+        return parts
+
+
+def _losses(gan: GAN) -> list[str]:
+    observed = gan.observed
+    if observed is None:
+        return []
+    return [f"D {float(observed.d_loss):.3f}", f"G {float(observed.g_loss):.3f}"]  # a CPU-GPU sync point

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from bngan.data import mnist
+from bngan.errors import UsageError
 
 CHUNK = 10_000  # images that are turned at a time
 
@@ -31,11 +33,11 @@ class DataSet(Protocol):
         ...
 
     def prepare(self, root: Path) -> None:
-        """Put the files under `root`, once per machine, unless they are there."""
+        """Put the files under `root`, once per machine, unless they are there; UsageError if they cannot be had."""
         ...
 
     def load(self, root: Path, *, train: bool) -> Labelled:
-        """Read the training or the held-out images."""
+        """Read the training or the held-out images; UsageError if their files are damaged."""
         ...
 
 
@@ -83,7 +85,7 @@ class Downloaded:
                 if not all(path.is_file() for path in _pair(root / self.folder / "raw", part)):
                     self.download(str(root), train)
         except (OSError, RuntimeError) as error:
-            raise OSError(
+            raise UsageError(
                 f"{self.title} could not be downloaded into {root} ({error}); connect to a network, or copy the files there "
                 "from a machine that has them"
             ) from error
@@ -104,7 +106,7 @@ def _read_pair(folder: Path, part: str) -> Labelled:
     pictures, classes = _pair(folder, part)
     images, labels = read_idx(pictures, 3).unsqueeze(1), read_idx(classes, 1).to(torch.long)
     if len(images) != len(labels):
-        raise ValueError(f"{pictures} holds {len(images)} images and {classes} {len(labels)} labels; delete the wrong one")
+        raise UsageError(f"{pictures} holds {len(images)} images and {classes} {len(labels)} labels; delete the wrong one")
     return Labelled(images, labels)
 
 
@@ -114,22 +116,30 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     They are read straight into the tensor's memory: torchvision's reader needs the size of the file three times.
 
     Raises:
-        ValueError: if it is no such file, or longer or shorter than its header says.
+        UsageError: if it cannot be read, is no such file, or is longer or shorter than its header says.
     """
+    try:
+        with path.open("rb") as file:
+            content = torch.empty(_read_shape(file, path, dimensions), dtype=torch.uint8)
+            if file.readinto(content.numpy().data) != content.numel():
+                raise UsageError(f"{path} is being written by another program; try again")
+            return content
+    except OSError as error:
+        remedy = "allow it, or give another folder by --data.root"
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+
+
+def _read_shape(file: BufferedReader, path: Path, dimensions: int) -> list[int]:
+    """Read the header, and make sure that the file is as long as it says: a damaged one may tell any size."""
     remedy = "delete it, and the next run puts it there anew"
-    with path.open("rb") as file:
-        header = file.read(4 * (1 + dimensions))
-        if header[:4] != (0x800 + dimensions).to_bytes(4, "big") or len(header) % 4:
-            raise ValueError(f"{path} is damaged (it does not begin like bytes in {dimensions} dimensions); {remedy}")
-        shape = [int.from_bytes(header[start : start + 4], "big") for start in range(4, len(header), 4)]
-        size, found = math.prod(shape), os.fstat(file.fileno()).st_size - len(header)
-        # Before there is memory for it: a damaged header may tell any size.
-        if len(shape) != dimensions or found != size:
-            raise ValueError(f"{path} is damaged ({found} bytes, where its header says {size}); {remedy}")
-        content = torch.empty(shape, dtype=torch.uint8)
-        if file.readinto(content.numpy().data) != size:
-            raise ValueError(f"{path} is being written by another program; try again")
-    return content
+    header = file.read(4 * (1 + dimensions))
+    if len(header) < 4 * (1 + dimensions) or header[:4] != (0x800 + dimensions).to_bytes(4, "big"):
+        raise UsageError(f"{path} is damaged (it does not begin like bytes in {dimensions} dimensions); {remedy}")
+    shape = [int.from_bytes(header[start : start + 4], "big") for start in range(4, len(header), 4)]
+    found = os.fstat(file.fileno()).st_size - len(header)
+    if found != math.prod(shape):
+        raise UsageError(f"{path} is damaged ({found} bytes, where its header says {math.prod(shape)}); {remedy}")
+    return shape
 
 
 def _emnist(split: str) -> Downloaded:

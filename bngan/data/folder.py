@@ -11,9 +11,16 @@ import torch
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
+from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as tv
+
+from bngan.data.datasets import Labelled
+from bngan.errors import UsageError
+from bngan.rng import generator
+
+HELD_OUT_FRACTION, HELD_OUT_SEED = 0.1, 0
 
 Item = TypeVar("Item")
 
@@ -28,15 +35,18 @@ class Pictures(ImageFolder):
         channels: 1 for grey, 3 for colour; None takes the first picture's.
 
     Raises:
-        ValueError: if there are no pictures, if they differ in size and no size is given, or if one cannot be read.
+        UsageError: if there are no pictures, if they differ in size and no size is given, or if one cannot be read.
     """
 
-    def __init__(self, folder: str | Path, size: int | None = None, channels: int | None = None) -> None:
-        if not Path(folder).is_dir():
-            raise ValueError(f"there is no folder {folder}; give one with pictures by --data.folder")
-        super().__init__(str(folder), allow_empty=True)
+    def __init__(self, folder: Path, size: int | None = None, channels: int | None = None) -> None:
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}; give one with pictures by --data.folder")
+        try:
+            super().__init__(str(folder), allow_empty=True)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be read ({error.strerror}); allow it, or give another --data.folder") from error
         if not self.samples:
-            raise ValueError(f"{folder} holds no pictures; png, jpg, bmp, webp and tif are found, also in subfolders")
+            raise UsageError(f"{folder} holds no pictures; png, jpg, bmp, webp and tif are found, also in subfolders")
         with _opened(self.samples[0][0]) as first:
             self.channels = channels or (1 if first.mode in ("1", "L", "LA", "I") or first.mode.startswith("I;16") else 3)
             width, height = first.size
@@ -58,36 +68,69 @@ class Pictures(ImageFolder):
         with _opened(path) as picture:
             try:
                 image = tv.pil_to_tensor(_eight_bit(picture).convert("L" if self.channels == 1 else "RGB"))
-            except OSError as error:
-                raise ValueError(f"{path} is damaged ({error}); repair or remove it") from error
+            except (OSError, SyntaxError) as error:  # Pillow calls what is wrong within a PNG its syntax
+                raise UsageError(f"{path} is damaged ({error}); repair or remove it") from error
         size = self.image_shape[-1]
         if self.resize:
             image = tv.center_crop(tv.resize(image, [size], antialias=True), [size, size])
         return image.contiguous(), label
 
-    @property
-    def bytes_per_image(self) -> int:
-        return math.prod(self.image_shape)
-
-    def read(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return those pictures as uint8 (N, C, H, W), with labels int64 (N,)."""
-        images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
-        labels = torch.empty(len(rows), dtype=torch.long)
-        for target, row in enumerate(_watched(rows, "reading pictures")):
-            images[target], labels[target] = self[row]
-        return images, labels
-
     def _check_one_size(self, expected: tuple[int, int]) -> None:
         remedy = "give --data.image_size 64, say, and every picture is resized and its centre cut out"
         if expected[0] != expected[1]:
-            raise ValueError(f"{self.samples[0][0]} is {expected[0]} x {expected[1]}, not square: {remedy}")
+            raise UsageError(f"{self.samples[0][0]} is {expected[0]} x {expected[1]}, not square: {remedy}")
         for path, _ in _watched(self.samples, "looking at pictures"):
             with _opened(path) as picture:
                 if picture.size != expected:
-                    raise ValueError(
+                    raise UsageError(
                         f"pictures of different sizes: {self.samples[0][0]} is {expected[0]} x {expected[1]}, {path} is "
                         f"{picture.size[0]} x {picture.size[1]}; {remedy}"
                     )
+
+
+class PicturesPart(Subset[tuple[Tensor, int]]):
+    """Some of a folder's pictures: those to train with, or those held out.
+
+    Args:
+        pictures: all pictures of the folder.
+        rows: which of them are in this part.
+    """
+
+    def __init__(self, pictures: Pictures, rows: Sequence[int]) -> None:
+        super().__init__(pictures, rows)
+        self.image_shape = pictures.image_shape
+        self.nbytes = len(rows) * math.prod(pictures.image_shape)
+        self.labels = torch.tensor([pictures.targets[row] for row in rows], dtype=torch.long)  # (N,)
+
+    def read(self, rows: Sequence[int]) -> Labelled:
+        """Return pictures of this part, by their place in it, as uint8 (n, C, H, W), with their labels (n,)."""
+        images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
+        for target, row in zip(images, _watched(rows, "reading pictures"), strict=True):
+            target.copy_(self[row][0])
+        return Labelled(images, self.labels[list(rows)])
+
+
+def divide(folder: Path, size: int | None, channels: int | None) -> tuple[PicturesPart, PicturesPart]:
+    """Return the pictures to train with and those held out; arguments and errors are those of Pictures.
+
+    Where there are subfolders train and test, they tell which is which. Else a tenth is held out, the same whatever a run's
+    seed: a run that goes on with another one must not train on them.
+    """
+    if all((folder / part).is_dir() for part in ("train", "test")):
+        train = Pictures(folder / "train", size, channels)
+        test = Pictures(folder / "test", size, train.channels)
+        if train.image_shape != test.image_shape:
+            raise UsageError(
+                f"pictures of different sizes: those in {train.root} have sides of {train.image_shape[-1]}, those in "
+                f"{test.root} of {test.image_shape[-1]}; give --data.image_size 64, say, to bring all to one size"
+            )
+        return PicturesPart(train, range(len(train))), PicturesPart(test, range(len(test)))
+    pictures = Pictures(folder, size, channels)
+    if len(pictures) < 2:
+        raise UsageError(f"{folder} holds one picture; at least 2 are needed, to train and to hold out")
+    order = torch.randperm(len(pictures), generator=generator(HELD_OUT_SEED)).tolist()
+    held_out = max(1, round(HELD_OUT_FRACTION * len(pictures)))
+    return PicturesPart(pictures, sorted(order[held_out:])), PicturesPart(pictures, sorted(order[:held_out]))
 
 
 def _watched(items: Sequence[Item], doing: str) -> Iterable[Item]:
@@ -99,7 +142,7 @@ def _opened(path: str) -> Image.Image:
     try:
         return Image.open(path)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a picture that can be read ({error}); repair or remove it") from error
+        raise UsageError(f"{path} is not a picture that can be read ({error}); repair or remove it") from error
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:

@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from bngan.errors import UsageError
+
 PACKAGED = Path(__file__).parent / "mnist"
 
 # MD5 of the uncompressed IDX files, as torchvision's copies have them.
@@ -23,35 +25,41 @@ def lay_out(root: Path) -> None:
     Each file appears whole or not at all, so processes that start together cannot disturb one another.
 
     Raises:
-        ValueError: if a file, packaged or already in the folder, does not have its published MD5.
-        OSError: if the folder cannot be written.
+        UsageError: if a file, packaged or already in the folder, does not have its published MD5, or if the folder cannot be
+            read and written.
     """
     raw = root / "MNIST" / "raw"
-    for name, md5 in MD5.items():
-        target = raw / name
-        if target.exists():
-            with target.open("rb") as file:
-                found = hashlib.file_digest(file, _md5).hexdigest()  # in pieces: it may be as large as the data
-            _verify(found, md5, f"{target} is corrupt; delete it and it is made anew")
-            continue
-        raw.mkdir(parents=True, exist_ok=True)
-        packaged = PACKAGED / f"{name}.xz"
-        damaged = f"{packaged} is corrupt; reinstall bngan"
-        try:
-            content = lzma.decompress(packaged.read_bytes())
-        except lzma.LZMAError as error:
-            raise ValueError(damaged) from error
-        _verify(_md5(content).hexdigest(), md5, damaged)
-        _write_atomically(target, content)
+    try:
+        for name, md5 in MD5.items():
+            if (raw / name).exists():
+                _verify(raw / name, md5)
+            else:
+                raw.mkdir(parents=True, exist_ok=True)
+                _write_atomically(raw / name, _unpack(PACKAGED / f"{name}.xz", md5))
+    except OSError as error:
+        remedy = "make room and allow it, or give another folder by --data.root"
+        raise UsageError(f"{raw} cannot be written ({error.strerror}); {remedy}") from error
+
+
+def _verify(path: Path, md5: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, _md5).hexdigest()  # in pieces: it may be as large as the data
+    if found != md5:
+        raise UsageError(f"{path} is corrupt; delete it and it is made anew (MD5 {found}, expected {md5})")
+
+
+def _unpack(packaged: Path, md5: str) -> bytes:
+    try:
+        content = lzma.decompress(packaged.read_bytes())
+    except (OSError, lzma.LZMAError) as error:
+        raise UsageError(f"{packaged} is missing or corrupt; reinstall bngan ({error})") from error
+    if (found := _md5(content).hexdigest()) != md5:
+        raise UsageError(f"{packaged} is corrupt; reinstall bngan (MD5 {found}, expected {md5})")
+    return content
 
 
 def _md5(content: bytes = b"") -> "hashlib._Hash":
     return hashlib.md5(content, usedforsecurity=False)
-
-
-def _verify(found: str, md5: str, complaint: str) -> None:
-    if found != md5:
-        raise ValueError(f"{complaint} (MD5 {found}, expected {md5})")
 
 
 def _write_atomically(target: Path, content: bytes) -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bngan.errors import UsageError
 
 WEIGHTS = Path(__file__).parent / "digit_net.safetensors"
 SHA256 = "f06e33cdef82befef01970416b9e06b60e123ab519b2fd528cec56b78c5990db"
@@ -34,10 +35,13 @@ class DigitNet(nn.Module):
         """Map images (N, 1, 28, 28) in [-1, 1] to features (N, 64).
 
         Raises:
-            ValueError: if the images have another shape.
+            UsageError: if the images have another shape, as a data set may that --metrics.feature does not go with.
         """
         if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
-            raise ValueError(f"the digit net takes images of shape (N, 1, 28, 28), not {tuple(images.shape)}")
+            raise UsageError(
+                f"the digit net takes images of shape (N, 1, 28, 28), not {tuple(images.shape)}; for others give "
+                "--metrics.feature inception, or a network of your own"
+            )
         x = F.relu(self.conv1(images))
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.max_pool2d(F.relu(self.conv3(x)), 2)
@@ -52,13 +56,13 @@ def load_digit_net() -> DigitNet:
     """Load the pinned weights, frozen and in evaluation mode.
 
     Raises:
-        ValueError: if the weights file does not have the recorded SHA-256.
+        UsageError: if the weights file does not have the recorded SHA-256.
     """
-    content = WEIGHTS.read_bytes()
+    content = WEIGHTS.read_bytes() if WEIGHTS.is_file() else b""
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
-        raise ValueError(f"{WEIGHTS} is corrupt (SHA-256 {found}, expected {SHA256}); reinstall bngan")
+        raise UsageError(f"{WEIGHTS} is missing or corrupt (SHA-256 {found}, expected {SHA256}); reinstall bngan")
     net = DigitNet()
     net.load_state_dict(load(content))
     # With channels last a processor takes three quarters of the time.
-    return cast(Any, net).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -6,15 +6,26 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from bngan.errors import UsageError
 from bngan.metrics.digit_net import load_digit_net
 
 NAMES = ("digits", "inception")
 ROUNDING = 1e-3
+
+
+class Classifier(Protocol):
+    """A feature net that also tells classes."""
+
+    num_classes: int
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Map features (N, d) to class logits (N, num_classes)."""
+        ...
 
 
 class FeatureNet(nn.Module):
@@ -22,8 +33,7 @@ class FeatureNet(nn.Module):
 
     Args:
         name: what it is called in messages and caches.
-        net: maps images (N, C, H, W) in [-1, 1] to features (N, d). If it also has `num_classes` and a method `logits` from
-            features to class logits (N, num_classes), samples are counted by class.
+        net: maps images (N, C, H, W) in [-1, 1] to features (N, d). If it is a Classifier too, samples are counted by class.
     """
 
     def __init__(self, name: str, net: nn.Module) -> None:
@@ -42,31 +52,26 @@ class FeatureNet(nn.Module):
         """Map images (N, C, H, W) in [-1, 1] to features (N, d).
 
         Raises:
-            ValueError: if the images are not of that rank or range, or the network's output is not a finite matrix.
+            ValueError: if the images are not of that rank or range.
+            UsageError: if the network's output is not a finite matrix with one row per image.
         """
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(f"metrics take images (N, C, H, W) in [-1, 1], not {images.dtype} of {tuple(images.shape)}")
         low, high = (float(value) for value in images.aminmax())
         if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
             raise ValueError(f"metrics take images in [-1, 1], and these reach from {low:g} to {high:g}")
-        try:
-            features = self.net(images)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"the feature net {self.name} does not take images {tuple(images.shape)}: {reason}") from error
+        features = self.net(images)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"the feature net {self.name} must return features ({len(images)}, d), but returned {got}")
+            raise UsageError(f"the feature net {self.name} must return features ({len(images)}, d), but returned {got}")
         if not features.isfinite().all():
-            raise ValueError(f"the feature net {self.name} returned NaN or infinite features")
+            raise UsageError(f"the feature net {self.name} must return finite features, but returned NaN or infinite ones")
         return features
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """Map features (N, d) to class logits (N, num_classes)."""
-        return cast(Any, self.net).logits(features)
+        return cast(Classifier, self.net).logits(features)
 
     def fingerprint(self) -> str:
         """Return a hash of the name, the class's text where it can be had, and the weights."""
@@ -80,7 +85,11 @@ class FeatureNet(nn.Module):
 
 
 class Inception(nn.Module):
-    """torchmetrics' Inception-v3 (2048 features) for images in [-1, 1], grey or colour; its weights are downloaded."""
+    """torchmetrics' Inception-v3 (2048 features) for images in [-1, 1], grey or colour; its weights are downloaded.
+
+    Raises:
+        UsageError: if the package that defines it is not installed, or its weights cannot be had.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,11 +98,11 @@ class Inception(nn.Module):
         try:
             self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise UsageError(
                 "--metrics.feature inception needs the package torch-fidelity: pip install torch-fidelity"
             ) from error
         except OSError as error:
-            raise OSError(
+            raise UsageError(
                 f"Inception's weights could not be downloaded ({error}); connect to a network, or use --metrics.feature digits"
             ) from error
 
@@ -107,16 +116,20 @@ def load_feature_net(name: str) -> FeatureNet:
     """Return the feature net of that name: digits, inception, or package.module.Class, built without arguments.
 
     Raises:
-        ValueError: if there is none, or it cannot be built, or the digit net's weights are corrupt.
-        OSError: if Inception's weights cannot be had.
+        UsageError: if there is none, if it cannot be built, or if its weights cannot be had or are corrupt.
     """
     if name == "digits":
         return FeatureNet(name, load_digit_net())
     if name == "inception":
         return FeatureNet(name, Inception())
+    return FeatureNet(name, _build(name))
+
+
+def _build(name: str) -> nn.Module:
+    """Return an object of the class package.module.Class."""
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
-        raise ValueError(
+        raise UsageError(
             f"unknown --metrics.feature {name!r}; choose from {', '.join(NAMES)}, or name a class: package.module.Class"
         )
     if os.getcwd() not in sys.path:
@@ -124,11 +137,10 @@ def load_feature_net(name: str) -> FeatureNet:
     try:
         kind = getattr(import_module(module_name), class_name)
     except Exception as error:  # whatever a person's own module may raise
-        raise ValueError(f"--metrics.feature {name} cannot be imported ({type(error).__name__}: {error})") from error
+        raise UsageError(f"--metrics.feature {name} cannot be imported ({type(error).__name__}: {error})") from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"--metrics.feature {name} is not a torch.nn.Module class")
+        raise UsageError(f"--metrics.feature {name} is not a torch.nn.Module class")
     try:
-        net = kind()
+        return kind()
     except Exception as error:
-        raise ValueError(f"--metrics.feature {name} cannot be built without arguments ({error})") from error
-    return FeatureNet(name, net)
+        raise UsageError(f"--metrics.feature {name} cannot be built without arguments ({error})") from error

@@ -10,16 +10,16 @@ class ClassHistogram(Metric):
 
     Args:
         num_classes: number of classes.
-        min_share: share of the samples that a class needs to count as a mode.
+        min_fraction: fraction of the samples from which on a class counts as a mode.
     """
 
     full_state_update = False
     counts: Tensor
     certainty: Tensor
 
-    def __init__(self, num_classes: int, min_share: float = 0.005) -> None:
+    def __init__(self, num_classes: int, min_fraction: float = 0.005) -> None:
         super().__init__()
-        self.min_share = min_share
+        self.min_fraction = min_fraction
         self.add_state("counts", default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("certainty", default=torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
 
@@ -35,7 +35,7 @@ class ClassHistogram(Metric):
         self.certainty += logits.double().softmax(dim=1).amax(dim=1).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `modes`, how many classes have at least min_share; `modes_seen`, how many have a sample at all;
+        """Return `modes`, how many classes have at least min_fraction; `modes_seen`, how many have a sample at all;
         `class_kl`, KL(histogram || uniform) in nats; and `confidence`, the mean probability of the likeliest class.
 
         Raises:
@@ -44,11 +44,11 @@ class ClassHistogram(Metric):
         total = self.counts.sum()
         if total == 0:
             raise ValueError("ClassHistogram needs at least 1 image, got 0")
-        shares = self.counts.double() / total
-        entropy = -torch.special.xlogy(shares, shares).sum()
+        fractions = self.counts.double() / total
+        entropy = -torch.special.xlogy(fractions, fractions).sum()
         return {
-            "modes": (shares >= self.min_share).sum(),
+            "modes": (fractions >= self.min_fraction).sum(),
             "modes_seen": (self.counts > 0).sum(),
-            "class_kl": torch.tensor(len(shares), dtype=torch.float64, device=shares.device).log() - entropy,
+            "class_kl": torch.tensor(len(fractions), dtype=torch.float64, device=fractions.device).log() - entropy,
             "confidence": self.certainty / total,
         }

@@ -4,6 +4,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from bngan.errors import UsageError
+
 
 class FeaturePairs(Metric):
     """Keeps the features of real and of fake images; a subclass computes something from both.
@@ -44,12 +46,18 @@ class FeaturePairs(Metric):
         """Return the real and the fake features by their numbers, so that the ranks' order does not matter.
 
         Raises:
-            ValueError: if either set has fewer than `at_least` images.
+            UsageError: if either set has fewer than `at_least` images.
         """
-        sets = []
-        for name, features, index in (("real", self.real, self.real_index), ("fake", self.fake, self.fake_index)):
-            count = len(dim_zero_cat(index)) if len(index) else 0
-            if count < at_least:
-                raise ValueError(f"{type(self).__name__} needs at least {at_least} {name} images, got {count}")
-            sets.append(dim_zero_cat(features)[dim_zero_cat(index).argsort()])
-        return sets[0], sets[1]
+        return (
+            self._in_order("real", self.real, self.real_index, at_least),
+            self._in_order("fake", self.fake, self.fake_index, at_least),
+        )
+
+    def _in_order(self, name: str, features: list[Tensor], index: list[Tensor], at_least: int) -> Tensor:
+        count = len(dim_zero_cat(index)) if len(index) else 0
+        if count < at_least:
+            raise UsageError(
+                f"{type(self).__name__} needs at least {at_least} {name} images, got {count}: give more pictures, or "
+                "--metrics.num_samples 0"
+            )
+        return dim_zero_cat(features)[dim_zero_cat(index).argsort()]

@@ -1,0 +1,265 @@
+"""Measuring samples during validation and test."""
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from bngan.batchnorm import EVAL_STATISTICS, EvalStatistics
+from bngan.callbacks.references import References, Values, cache_key, read_cache, reference_images, write_cache
+from bngan.data import ImageDataModule
+from bngan.distributed import print0
+from bngan.errors import UsageError
+from bngan.gan import GAN, Weights
+from bngan.images import to_minus1_1, to_uint8
+from bngan.metrics.features import load_feature_net
+from bngan.metrics.sample_metrics import SampleMetrics
+from bngan.trainer import run_folder, stop_if_asked
+
+DIGIT_SHAPE = (1, 28, 28)
+DIGIT_SETS = ("mnist", "emnist_digits")
+TEST_SEEDS = 5
+LEAST_REAL = 6
+
+
+class MeasureSamples(Callback):
+    """Compares samples with the held-out images: FID, KID, precision, recall, density, coverage, and the classes seen.
+
+    Validation logs val/<metric> of samples from one set of fixed latents. Beside it stand floor/<metric>, which is what as
+    many real training images get, and two positive controls: dropped/<metric> of training images without the first class,
+    and blurred/<metric> of blurred ones. `validate` compares the statistics that G can be sampled with, `test` draws five
+    further sets of latents. Samples are rounded to the 256 levels of a picture.
+
+    Args:
+        num_samples: samples to draw; 0 measures nothing.
+        feature: network whose features are compared: digits, inception, or package.module.Class of a torch.nn.Module from
+            images (N, C, H, W) in [-1, 1] to features (N, d).
+        chunk: samples generated at a time.
+        seed: seed of the samples' latents; test uses the next 5.
+
+    Raises:
+        UsageError: if num_samples is below 0 or chunk below 1.
+    """
+
+    def __init__(self, num_samples: int = 10_000, feature: str = "digits", chunk: int = 500, seed: int = 0) -> None:
+        if num_samples < 0 or chunk < 1:
+            raise UsageError(f"metrics.num_samples must be at least 0 and chunk at least 1, got {num_samples} and {chunk}")
+        self.num_samples, self.feature, self.chunk, self.seed = num_samples, feature, chunk, seed
+        self._metric: SampleMetrics | None = None  # None where nothing is measured
+        self._references: References = {}
+        self._last: Values = {}
+        self._began = self._seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last, self._seconds = state_dict["last"], state_dict["seconds"]
+
+    def setup(self, trainer: Trainer, gan: GAN, stage: str) -> None:
+        """Load the feature net, if it knows such images.
+
+        Raises:
+            UsageError: if there are too few samples or held-out images for it.
+        """
+        self._run_folder = run_folder(trainer)
+        self._metric, self._references = None, {}
+        if self.num_samples == 0 or stage == "predict":
+            return
+        data = _image_data(trainer)
+        if self.feature == "digits" and (data.data_name not in DIGIT_SETS or gan.image_shape != DIGIT_SHAPE):
+            print0(
+                "Samples are not measured: the digit net knows 28 x 28 grey digits only; for other images give "
+                "--metrics.feature inception, or a network of your own."
+            )
+            return
+        self._metric = self._load_metric(trainer, gan, data)
+
+    def _load_metric(self, trainer: Trainer, gan: GAN, data: ImageDataModule) -> SampleMetrics:
+        found = len(data.subset(LEAST_REAL, train=False).labels)
+        if found < LEAST_REAL:
+            raise UsageError(
+                f"metrics need at least {LEAST_REAL} held-out images, and there are {found}: give more pictures, or "
+                "--metrics.num_samples 0"
+            )
+        with torch.random.fork_rng(devices=[]):  # building a network draws numbers, which must not change training
+            net = load_feature_net(self.feature)
+        metric = SampleMetrics(net, gan.image_shape, trainer.strategy.root_device)
+        least = 2 * metric.num_features
+        if self.num_samples < least:
+            raise UsageError(
+                f"metrics.num_samples must be 0 or at least {least}, twice the features of {self.feature}, got "
+                f"{self.num_samples}"
+            )
+        return metric
+
+    # When ---------------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, gan: GAN) -> None:
+        self._began = time.monotonic()
+        if self._metric is not None and not self._references and not trainer.sanity_checking:
+            self._references = self._measure_references(trainer, self._metric)
+
+    def on_test_start(self, trainer: Trainer, gan: GAN) -> None:
+        self.on_validation_start(trainer, gan)
+
+    def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
+        if self._metric is None or trainer.sanity_checking:
+            return
+        values = self._measure(trainer, gan, self.seed)
+        if trainer.state.fn == "validate":
+            self._report_validate(trainer, values, self._compare_statistics(trainer, gan))
+        # Every rank must know them, and to the last digit, to agree on the best checkpoint.
+        self._last = trainer.strategy.broadcast(values)
+        for kind, measured in {"val": self._last, **self._references}.items():
+            for name, value in measured.items():
+                gan.log(f"{kind}/{name}", value)
+        self._seconds += time.monotonic() - self._began
+
+    def on_test_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
+        if self._metric is None:
+            return
+        seeds = range(self.seed + 1, self.seed + 1 + TEST_SEEDS)
+        runs = [self._measure(trainer, gan, seed) for seed in seeds]
+        for name in runs[0]:
+            gan.log(f"test/{name}", mean(run[name] for run in runs))
+        if trainer.is_global_zero:
+            self._report_test(list(seeds), runs)
+
+    def on_train_end(self, trainer: Trainer, gan: GAN) -> None:
+        if self._last and trainer.is_global_zero:
+            note = f"{self.num_samples} samples, last validation; validation took {self._seconds:.0f} s of the run"
+            print(_table({"value": self._last, **self._references}, note), flush=True)
+            report = {"num_samples": self.num_samples, "validation_seconds": self._seconds, "value": self._last}
+            self._write("quality.json", {**report, **self._references})
+
+    # What is measured ---------------------------------------------------------------------------------------------
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        gan: GAN,
+        seed: int,
+        weights: Weights | None = None,
+        statistics: EvalStatistics | None = None,
+        *,
+        fid_alone: bool = False,
+    ) -> Values:
+        """Return the metrics of num_samples samples; weights and statistics are as in GAN.sampler."""
+        assert self._metric is not None
+        with gan.sampler(weights, statistics) as sampler:
+            samples = (
+                (to_minus1_1(to_uint8(sampler.samples(start, stop, seed))), torch.arange(start, stop))
+                for start, stop in self._own_chunks(trainer, self.num_samples)
+            )
+            return self._metric.measure(samples, fid_alone=fid_alone)
+
+    def _compare_statistics(self, trainer: Trainer, gan: GAN) -> dict[str, Values]:
+        """Return FID by G's weights and by the statistics that normalize its samples; nothing where there is no batch norm."""
+        if not any(name.startswith("generator.") for name, _ in gan.batch_norms()):
+            return {}
+        kinds: list[Weights] = ["raw"] if gan.generator_ema is None else ["ema", "raw"]
+        fids = {
+            f"{weights}, {statistics}": self._measure(trainer, gan, self.seed, weights, statistics, fid_alone=True)
+            for weights in kinds
+            for statistics in EVAL_STATISTICS
+        }
+        for statistics in EVAL_STATISTICS:
+            gan.log(f"val/fid_{statistics}", fids[f"{kinds[0]}, {statistics}"]["fid"])
+        gan.log("val/bn_gap", _bn_gap(fids))
+        return fids
+
+    def _measure_references(self, trainer: Trainer, metric: SampleMetrics) -> References:
+        """Give the real images to the metric, and return the floor and the controls, measured or found in the data's folder."""
+        data = _image_data(trainer)
+        real = data.subset(self.num_samples, train=False).images
+        metric.set_real(self._numbered(trainer, real))
+        if len(real) < 2 * metric.num_features:
+            print0(f"FID of {metric.num_features} features on {len(real)} real images says little: read it beside its floor.")
+        sets = partial(reference_images, data, self.num_samples)  # made anew for each use: kept, they would fill the memory
+        path = data.root / "floors.json"
+        key = cache_key(metric.net.fingerprint(), chain([real], (images for _, images in sets())))
+        # Another run may be writing the file, so only one rank reads it, and what it found holds for all.
+        known = read_cache(path) if trainer.is_global_zero else {}
+        found = trainer.strategy.broadcast(known.get(key))
+        if found is None:
+            found = {name: metric.measure(self._numbered(trainer, images)) for name, images in sets()}
+            if trainer.is_global_zero and self._run_folder is not None:
+                write_cache(path, {**known, key: found})
+        return found
+
+    def _numbered(self, trainer: Trainer, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this rank's chunks of images uint8 (N, C, H, W) as (n, C, H, W) in [-1, 1], with their numbers (n,)."""
+        for start, stop in self._own_chunks(trainer, len(images)):
+            yield to_minus1_1(images[start:stop]), torch.arange(start, stop)
+
+    def _own_chunks(self, trainer: Trainer, count: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of this rank's chunks of `count` images, each image in one chunk of one rank."""
+        for first in range(0, count, self.chunk * trainer.world_size):
+            stop_if_asked(trainer)
+            start = first + self.chunk * trainer.global_rank
+            if start < count:
+                yield start, min(start + self.chunk, count)
+
+    # What is told -------------------------------------------------------------------------------------------------
+
+    def _report_validate(self, trainer: Trainer, values: Values, fids: dict[str, Values]) -> None:
+        if not trainer.is_global_zero:
+            return
+        print(_table({"value": values, **self._references}, f"{self.num_samples} samples"), flush=True)
+        report = {"num_samples": self.num_samples, "value": values, **self._references, **fids}
+        if fids:
+            report["bn_gap"] = _bn_gap(fids)
+            print(f"\nFID by the weights and the statistics that G is sampled with ({self.num_samples} samples)")
+            print("\n".join(f"{policy:<17} {value['fid']:9.4f}" for policy, value in fids.items()))
+            print(f"bn_gap = FID(running) - FID(precise) = {_bn_gap(fids):.4f}", flush=True)
+        self._write("validate.json", report)
+
+    def _report_test(self, seeds: list[int], runs: list[Values]) -> None:
+        means = {name: mean(run[name] for run in runs) for name in runs[0]}
+        deviations = {name: stdev(run[name] for run in runs) for name in runs[0]}
+        columns = {"mean": means, "sd": deviations, **self._references}
+        print(_table(columns, f"{TEST_SEEDS} seeds of latents, {self.num_samples} samples each"), flush=True)
+        report = {
+            name: {**{title: values[name] for title, values in columns.items()}, "values": [run[name] for run in runs]}
+            for name in means
+        }
+        self._write("test.json", {"num_samples": self.num_samples, "seeds": seeds, **report})
+
+    def _write(self, name: str, report: dict[str, Any]) -> None:
+        if self._run_folder is not None:
+            (self._run_folder / name).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _image_data(trainer: Trainer) -> ImageDataModule:
+    """Return the run's data.
+
+    Raises:
+        ValueError: if it is not bngan's.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ImageDataModule):
+        raise ValueError(f"MeasureSamples needs an ImageDataModule, for its held-out images, got {type(data).__name__}")
+    return data
+
+
+def _bn_gap(fids: dict[str, Values]) -> float:
+    """Return how much better samples by precise statistics are than by running ones, of the first weights that are there."""
+    weights = next(iter(fids)).partition(",")[0]
+    return fids[f"{weights}, running"]["fid"] - fids[f"{weights}, precise"]["fid"]
+
+
+def _table(columns: dict[str, Values], note: str) -> str:
+    """Return a row for each metric and a column for each title."""
+    widths = {title: max(9, len(title) + 2) for title in columns}
+    lines = [f"{'metric':<11}" + "".join(f"{title:>{widths[title]}}" for title in columns) + f"   ({note})"]
+    for name in next(iter(columns.values())):
+        lines.append(f"{name:<11}" + "".join(f"{values[name]:>{widths[title]}.4f}" for title, values in columns.items()))
+    return "\n".join(lines)

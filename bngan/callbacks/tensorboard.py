@@ -1,0 +1,58 @@
+"""TensorBoard's layout: the settings with the metric they are judged by, and charts that show G beside D."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+from bngan.gan import GAN
+
+METRIC = "val/fid"
+CHARTED = ("fid", "precision", "recall", "coverage", "class_kl")
+
+Charts = dict[str, list]
+Layout = dict[str, Charts]  # of each category, by title
+
+
+class TensorBoardLayout(Callback):
+    """Writes the hyperparameters and the layout of the custom scalars, once, when training starts."""
+
+    def on_train_start(self, trainer: Trainer, gan: GAN) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                data = getattr(trainer, "datamodule", None)
+                # The metric is only named here; its values come with each validation.
+                for summary in hparams(_settings({**gan.hparams, **getattr(data, "hparams", {})}), {METRIC: 0.0}):
+                    logger.experiment.file_writer.add_summary(summary)
+                logger.experiment.add_custom_scalars(_layout([name for name, _ in gan.batch_norms()]))
+
+
+def _settings(hyperparameters: dict[str, object]) -> dict[str, bool | int | float | str]:
+    """Return the hyperparameters as values that TensorBoard takes."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in hyperparameters.items()
+    }
+
+
+def _layout(batch_norms: Sequence[str]) -> Layout:
+    """Return the charts of a GAN whose batch norm layers have these names."""
+    layout: Layout = {
+        "G and D": {
+            "losses": _together("train/d_loss", "train/g_loss"),
+            "D's probability of real": _together("train/d_real", "train/d_fake"),
+            "gradient norms": _together("train/d_grad_norm", "train/g_grad_norm"),
+        },
+        "Quality": {name: _together(f"val/{name}", f"floor/{name}", f"dropped/{name}", f"blurred/{name}") for name in CHARTED},
+    }
+    if batch_norms:
+        layout["Batch norm, G and D"] = {
+            "batch against running statistics (KL, nats)": _together(*(f"bn/{name}/kl_to_running" for name in batch_norms)),
+            "running mean, over channels": _together(*(f"bn/{name}/running_mean/mean" for name in batch_norms)),
+            "running variance, over channels": _together(*(f"bn/{name}/running_var/mean" for name in batch_norms)),
+        }
+    return layout
+
+
+def _together(*tags: str) -> list:
+    return ["Multiline", [f"^{tag}$" for tag in tags]]

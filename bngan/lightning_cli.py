@@ -1,0 +1,352 @@
+"""fit, validate, test and predict: Lightning's command line around GAN and ImageDataModule, one folder per run."""
+
+import argparse
+import os
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from bngan import distributed, run
+from bngan.callbacks import (
+    AtomicCheckpointIO,
+    BatchNormStatistics,
+    CheckpointSaver,
+    MeasureSamples,
+    RunProgress,
+    SampleImages,
+    TensorBoardLayout,
+)
+from bngan.checkpoint import (
+    Content,
+    check_networks,
+    check_training,
+    config_beside,
+    iterations,
+    other_shape,
+    read_checkpoint,
+)
+from bngan.data import ImageDataModule
+from bngan.errors import UsageError
+from bngan.explain import explain, filter_warnings
+from bngan.gan import GAN
+from bngan.recipes import CLASSES, DEFAULT_CONFIG, check_class, flatten, names_foreign_code, read_config, to_yaml
+from bngan.rendezvous import agree_on_port
+from bngan.run import Location, Start
+from bngan.trainer import Trainer, as_list, print0
+
+# Settings of a run that decide what it comes to or what is measured of it: to go on with others takes --override.
+FROZEN = {
+    "seed_everything",
+    *(f"model.{name}" for name in signature(GAN).parameters.keys() - {"cuda_graph", "tf32"}),
+    *(f"data.{name}" for name in ("name", "image_size", "channels", "batch_size")),
+    *(f"trainer.{name}" for name in ("precision", "sync_batchnorm", "limit_train_batches", "limit_val_batches")),
+    *(f"metrics.{name}" for name in ("num_samples", "feature", "seed")),
+    *(f"checkpoint.{name}" for name in ("monitor", "mode")),
+}
+# Settings of the machine, which a run that goes on may have left.
+MACHINE = {
+    *(f"trainer.{name}" for name in ("accelerator", "strategy", "devices", "num_nodes", "default_root_dir", "fast_dev_run")),
+    *(f"data.{name}" for name in ("root", "num_workers", "in_memory_gb")),
+}
+# Settings that follow from others, and these others, which must be there.
+LINKED = {"model.image_shape", "model.seed", "data.seed", "data.n_critic"}
+SOURCES = "{seed_everything: 0, model: {n_critic: 1}}"
+# Arguments of the Trainer's methods, which are no settings.
+ARGUMENTS = {
+    *("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"),
+    *("ckpt_path", "weights_only", "verbose", "return_predictions"),
+}
+
+
+def run_command(command: str, options: argparse.Namespace, settings: list[str]) -> None:
+    """Do what fit, validate, test or predict is asked for.
+
+    Args:
+        command: one of these.
+        options: what is about the run: configs (files of settings), ckpt_path, override, print_config, and run for fit.
+        settings: the other arguments.
+
+    Raises:
+        UsageError: if a person can put right what is wrong.
+    """
+    filter_warnings()
+    if "LOCAL_RANK" in os.environ:
+        distributed.end_with_parent()
+    if command == "fit":
+        run.check_restart(options.ckpt_path)
+        agree_on_port()
+    try:
+        GanCLI(command, options, settings)
+    except Exception as error:
+        if isinstance(error, UsageError) or (line := explain(error)) is None:
+            raise
+        raise UsageError(line) from error
+
+
+class GanCLI(LightningCLI):
+    """LightningCLI with one folder per run, and with the settings of the run that goes on or is measured.
+
+    Args:
+        command: fit, validate, test or predict.
+        options: what is about the run, as for run_command.
+        settings: the other arguments.
+    """
+
+    def __init__(self, command: str, options: argparse.Namespace, settings: list[str]) -> None:
+        self.command, self.options = command, options
+        self.content: Content | None = None  # of the checkpoint
+        # An abbreviated flag is accepted or not depending on what other flags there are: better not at all.
+        parser_options = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            GAN,
+            ImageDataModule,
+            save_config_callback=RunRecord,
+            trainer_class=Trainer,
+            trainer_defaults={"callbacks": [TensorBoardLayout()]},
+            seed_everything_default=0,
+            parser_kwargs={**parser_options, command: parser_options},  # pyright: ignore[reportArgumentType]  # of two kinds
+            args=settings,
+            auto_configure_optimizers=False,
+            # It would store the name of a function in the checkpoint, to be imported and called when that is loaded.
+            load_from_checkpoint_support=False,
+        )
+
+    # The parser ---------------------------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """Leave out the subcommands that are not asked for: each parser of all settings takes 60 ms to build."""
+        return {self.command: ARGUMENTS}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the settings that are in no group."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all randomness.")
+        parser.add_argument("--name", type=str, default="mnist", help="Name of the experiment: runs/<name>/<id>/.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks' settings, and let some settings follow from others."""
+        parser.add_lightning_class_args(SampleImages, "images")
+        parser.add_lightning_class_args(BatchNormStatistics, "batchnorm")
+        # The order matters: samples are measured before the bar shows it and the best checkpoint is chosen by it.
+        parser.add_lightning_class_args(MeasureSamples, "metrics")
+        parser.add_lightning_class_args(RunProgress, "progress")
+        parser.add_lightning_class_args(CheckpointSaver, "checkpoint")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("model.n_critic", "data.n_critic")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    # The settings -------------------------------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Take the settings of configs/default.yaml, above them those of the run that goes on, and above them those given."""
+        # Lightning lets settings be read from any address that fsspec knows.
+        set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
+        settings = [*(word for path in self.options.configs for word in ("--config", str(path))), *args]
+        default = [self.command, "--config", str(DEFAULT_CONFIG)]
+        checkpoint, recorded = None, {}
+        if self.options.ckpt_path is not None:
+            self.config = parser.parse_args([*default, *settings])  # which say where runs lie
+            checkpoint = run.find(self.options.ckpt_path, self._location)
+        if checkpoint is not None:
+            given = parser.parse_args([self.command, "--config", SOURCES, *settings], defaults=False)[self.command]
+            recorded = _without_foreign_code(self._read_settings(checkpoint), given)
+        show = ["--print_config"] if self.options.print_config else []
+        self.config = parser.parse_args([*default, "--config", to_yaml(recorded), *settings, *show])
+        if recorded:
+            self._compare(recorded)
+        self.start = self._start(checkpoint)
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[self.command]
+
+    @property
+    def _location(self) -> Location:
+        return Location(Path(self._settings.trainer.default_root_dir or "runs"), self._settings.name, self.options.run)
+
+    def _read_settings(self, checkpoint: Path) -> dict[str, Any]:
+        """Return by full name the settings that a checkpoint brings along: for fit its run's, else its networks' and data's."""
+        self.content = read_checkpoint(checkpoint)
+        check_networks(checkpoint, self.content)
+        config = None if run.run_of(checkpoint) is None else config_beside(checkpoint)
+        if self.command == "fit":
+            check_training(checkpoint, self.content)
+        if self.command == "fit" and config is not None:
+            settings = read_config(config)
+        else:
+            model, data = self.content["hyper_parameters"], self.content.get("datamodule_hyper_parameters", {})
+            known = {name: data[name] for name in signature(ImageDataModule).parameters if name in data}
+            settings = {"seed_everything": model["seed"], "model": model, "data": known}
+        return {name: value for name, value in flatten(settings).items() if name not in MACHINE | LINKED}
+
+    def _compare(self, recorded: dict[str, Any]) -> None:
+        """Say which settings are not those recorded, and refuse those that decide the result.
+
+        Raises:
+            UsageError: saying what to do.
+        """
+        now = flatten(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.command])
+        for name in [name for name in recorded if name in now and now[name] != recorded[name]]:
+            # Measuring may use other data.
+            if name in FROZEN and not self.options.override and (self.command == "fit" or not name.startswith("data.")):
+                raise UsageError(
+                    f"--{name} {now[name]} contradicts the run of {self.options.ckpt_path}, which has {recorded[name]}; leave "
+                    "it out, add --override to go on with it all the same, or start a new run"
+                )
+            print0(f"--{name} is {now[name]}, and was {recorded[name]} in the run")
+
+    def _start(self, checkpoint: Path | None) -> Start:
+        iteration = 0 if self.content is None else iterations(self.content)
+        if self.command == "fit":
+            auto = self.options.ckpt_path == "auto"
+            return run.start_of(checkpoint, iteration, self._location, auto=auto, override=self.options.override)
+        if checkpoint is None:
+            raise UsageError(f"{self.command} needs a checkpoint: add --ckpt_path RUN/checkpoints/best.ckpt")
+        return Start(run.new_folder(self._location), checkpoint, iteration, run.parent_of(checkpoint, iteration))
+
+    # The Trainer --------------------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Let settings name classes with plain values alone."""
+        for group, name in (setting.split(".") for setting in CLASSES):
+            for given in as_list(self._settings[group][name]):
+                if not isinstance(given, bool | str):
+                    check_class(f"{group}.{name}", given)
+        self.save_config_kwargs = {"overwrite": True, "start": self.start}
+
+    def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
+        """Return the Trainer, which writes into the run's folder."""
+        self._check_shapes()
+        settings, start = self.config_init[self.command].trainer, self.start
+        if settings.logger is not False:
+            # What the folder holds of iterations that are now done again must not be shown beside them. A run killed in the
+            # moment between a validation's last word and the checkpoint after it shows that validation twice, as the same
+            # values: to purge its iteration as well would lose what training logged there.
+            purge_step = None if not start.begun else 0 if start.checkpoint is None else start.iteration + 1
+            # The first logger's folder is the run's, so one that a person names writes beside it.
+            first = TensorBoardLogger(start.folder, name="", version="", default_hp_metric=False, purge_step=purge_step)
+            kwargs["logger"] = [first, *([] if settings.logger is True else as_list(settings.logger))]
+        trainer = super().instantiate_trainer(default_root_dir=str(start.folder), **kwargs)
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        # The other ranks are told the folder by rank 0; what they think it is does not matter.
+        if trainer.is_global_zero and not settings.fast_dev_run:
+            run.create(start.folder)
+        return trainer
+
+    def _check_shapes(self) -> None:
+        """Refuse data or networks other than the checkpoint's.
+
+        Raises:
+            UsageError: saying what to give.
+        """
+        if self.content is None:
+            return
+        shape = tuple(self.content["hyper_parameters"]["image_shape"])
+        if shape != self.model.image_shape:
+            raise UsageError(
+                f"the checkpoint makes images of shape {shape}, but the data has {self.model.image_shape}; give the --data "
+                "settings that it was trained with"
+            )
+        if mismatch := other_shape(self.model.state_dict(), self.content["state_dict"]):
+            raise UsageError(f"{mismatch}: networks cannot be changed by --override; start a new run")
+
+    # The commands -------------------------------------------------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """Say in a few lines what is about to happen."""
+        ranks, batch_size = self.trainer.world_size, self.datamodule.batch_size
+        self.model.check_batch(batch_size, ranks)
+        shape = " x ".join(map(str, self.model.image_shape))
+        rates = f"learning rates G {self.model.hparams['g_lr']:g} and D {self.model.hparams['d_lr']:g}"
+        device = self.trainer.strategy.root_device.type
+        print0(f"{self.datamodule.data_name} images {shape}, batch {batch_size} over {ranks} x {device}, {rates}")
+        if ranks > 1 and any(self.model.batch_norms()):
+            synchronized = self._settings.trainer.sync_batchnorm
+            together = "all devices' images together" if synchronized else "each device's images by themselves"
+            print0(f"Batch norm normalizes {together} (--trainer.sync_batchnorm {str(synchronized).lower()})")
+        if self.start.checkpoint is not None:
+            print0(f"Goes on from {self.start.checkpoint}, iteration {self.start.iteration}")
+            if run.run_of(self.start.checkpoint) is None:
+                lone = f"{self.start.checkpoint} lies in no folder of a run of this version, with config.yaml and run.json"
+                print0(f"{lone}, so how long to train and what to log are as given or as by default.")
+        print0(f"Run folder {self.start.folder}")
+        print0(f"Watch it: tensorboard --logdir {self.start.folder.parent.parent}")
+
+    def fit(self, **modules: Any) -> None:
+        """Train."""
+        self.trainer.fit(**modules, **self._checkpoint)
+
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        if self.trainer.global_step == self.start.iteration and not self.trainer.callback_metrics:
+            print0("Nothing was left to do; to train longer raise --trainer.max_epochs or --trainer.max_steps.")
+        print0(f"Done: {self.start.folder}")
+
+    def validate(self, **modules: Any) -> None:
+        """Measure on the held-out images."""
+        # Lightning would print floors and controls as metrics, in a second table.
+        self.trainer.validate(**modules, **self._checkpoint, verbose=False)
+
+    def test(self, **modules: Any) -> None:
+        """Measure at full length."""
+        self.trainer.test(**modules, **self._checkpoint, verbose=False)
+
+    def predict(self, **modules: Any) -> None:
+        """Write samples."""
+        self.trainer.predict(**modules, **self._checkpoint, return_predictions=False)
+
+    @property
+    def _checkpoint(self) -> dict[str, Any]:
+        # weights_only is said outright, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say.
+        path = self.start.checkpoint
+        return {"ckpt_path": None if path is None else str(path), "weights_only": True}
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes config.yaml and run.json into the run's folder.
+
+    Args:
+        start: where this process starts; all of them must agree.
+    """
+
+    def __init__(self, *args: Any, start: Start, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.start = start
+
+    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to train from several places at once.
+
+        Raises:
+            UsageError: if this process would start elsewhere than the first.
+        """
+        own = str(self.start)
+        first = trainer.strategy.broadcast(own)
+        if not trainer.strategy.reduce_boolean_decision(first == own, all=True):
+            raise UsageError(
+                f"process {trainer.global_rank} would start {own}, but process 0 {first}; runs must lie in a folder that all "
+                "machines share: see --trainer.default_root_dir"
+            )
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
+        """Add this start to run.json."""
+        run.record(self.start, trainer.strategy.root_device, trainer.world_size)
+
+
+def _without_foreign_code(recorded: dict[str, Any], given: Namespace) -> dict[str, Any]:
+    """Return a run's settings but those that name code of others and are given anew.
+
+    Raises:
+        UsageError: if one is not given anew.
+    """
+    foreign = {name for name, value in recorded.items() if names_foreign_code(name, value)}
+    if not_given := sorted(name for name in foreign if name not in given):
+        raise UsageError(f"the run names code of its own; give these settings again, or null: --{', --'.join(not_given)}")
+    return {name: value for name, value in recorded.items() if name not in foreign}

@@ -1,0 +1,319 @@
+"""Samples measured in training, by validate and by test, beside their floor and controls."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bngan.callbacks import MeasureSamples
+from bngan.cli import main
+from bngan.data import ImageDataModule
+from bngan.errors import UsageError
+from tests.conftest import only_run
+from tests.pictures import module_of, picture
+from tests.test_gan import tiny, trainer
+
+FEW = ("--metrics.num_samples=200", "--trainer.accelerator=cpu")
+METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "modes", "modes_seen", "class_kl", "confidence")
+
+
+class Trained(NamedTuple):
+    """A short run: its folder and its last checkpoint."""
+
+    folder: Path
+    checkpoint: Path
+
+
+def said(*arguments: str) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    with redirect_stdout(io.StringIO()) as output:
+        assert main(list(arguments)) == 0
+    return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("trained")
+    validated = ("--trainer.max_steps=10", "--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1")
+    said("fit", *FEW, *validated, f"--data.root={mnist_root}", f"--trainer.default_root_dir={root}")
+    return Trained(only_run(root), only_run(root) / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture
+def own_root(mnist_root: Path, tmp_path: Path) -> Path:
+    """A folder that holds MNIST, and no floors yet."""
+    root = tmp_path / "own"
+    root.mkdir()
+    (root / "MNIST").symlink_to(mnist_root / "MNIST")
+    return root
+
+
+def measured(command: str, trained: Trained, root: Path, folder: Path, *settings: str) -> tuple[dict[str, Any], str]:
+    """Measure the checkpoint; return the report that was written and what was printed."""
+    common = (f"--ckpt_path={trained.checkpoint}", f"--data.root={root}", f"--trainer.default_root_dir={folder}")
+    output = said(command, *FEW, *common, *settings)
+    return json.loads((only_run(folder) / f"{command}.json").read_text()), output
+
+
+# Through the command line ---------------------------------------------------------------------------------------------
+
+
+def test_training_logs_the_samples_beside_their_floor_and_controls(trained: Trained) -> None:
+    events = EventAccumulator(str(trained.folder)).Reload()
+    for metric in METRICS:
+        for kind in ("val", "floor", "dropped", "blurred"):
+            logged = events.Scalars(f"{kind}/{metric}")
+            assert [event.step for event in logged] == [5, 10]
+            assert kind == "val" or logged[0].value == logged[1].value
+    last = {kind: events.Scalars(f"{kind}/fid")[-1].value for kind in ("val", "floor", "dropped", "blurred")}
+    assert last["val"] > 10 * last["floor"], "samples after 10 iterations are not digits"
+    assert min(last["dropped"], last["blurred"]) > last["floor"] > 0
+
+
+def test_validate_compares_the_statistics_that_samples_are_drawn_with(trained: Trained, own_root: Path, tmp_path: Path) -> None:
+    report, output = measured("validate", trained, own_root, tmp_path / "runs")
+    columns = [f"{weights}, {kind}" for weights in ("ema", "raw") for kind in ("running", "batch", "precise")]
+    (title,) = (line for line in output.splitlines() if line.startswith("metric"))
+    assert title.split()[1:5] == ["value", "floor", "dropped", "blurred"]
+    rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.split()[:1]}
+    for metric in METRICS:
+        written = [report[column][metric] for column in ("value", "floor", "dropped", "blurred")]
+        assert [float(cell) for cell in rows[metric]] == pytest.approx(written, abs=1e-4)
+    for column in columns:
+        (line,) = (line for line in output.splitlines() if line.startswith(column))
+        assert float(line.split()[-1]) == pytest.approx(report[column]["fid"], abs=1e-4)
+    assert report["ema, running"]["fid"] == pytest.approx(report["value"]["fid"], rel=1e-9)
+    gap = report["ema, running"]["fid"] - report["ema, precise"]["fid"]
+    assert report["bn_gap"] == pytest.approx(gap, rel=1e-9)
+    assert f"= {gap:.4f}" in output
+    assert gap != 0
+    assert len({report[column]["fid"] for column in columns}) == len(columns)
+
+
+def test_test_tells_mean_and_spread_of_five_sets_of_latents(trained: Trained, own_root: Path, tmp_path: Path) -> None:
+    report, output = measured("test", trained, own_root, tmp_path / "runs")
+    assert report["num_samples"] == 200
+    assert report["seeds"] == [1, 2, 3, 4, 5]
+    for metric in METRICS:
+        entry = report[metric]
+        assert set(entry) == {"mean", "sd", "floor", "dropped", "blurred", "values"}
+        values = torch.tensor(entry["values"], dtype=torch.float64)
+        assert len(values) == 5
+        assert entry["mean"] == pytest.approx(float(values.mean()), abs=1e-9)
+        assert entry["sd"] == pytest.approx(float(values.std()), abs=1e-9)
+    assert len(set(report["fid"]["values"])) == 5
+    assert report["modes"]["dropped"] == report["modes"]["floor"] - 1
+    (title,) = (line for line in output.splitlines() if line.startswith("metric"))
+    assert title.split()[1:6] == ["mean", "sd", "floor", "dropped", "blurred"]
+
+
+def test_floors_are_worked_out_once_and_found_again(trained: Trained, own_root: Path, tmp_path: Path) -> None:
+    first, _ = measured("test", trained, own_root, tmp_path / "first")
+    cache = own_root / "floors.json"
+    (entry,) = (content := json.loads(cache.read_text())).values()
+    assert {name: first[name]["floor"] for name in METRICS} == entry["floor"]
+    second, _ = measured("test", trained, own_root, tmp_path / "second")
+    assert second == first
+    entry["floor"]["fid"] = 123.0
+    cache.write_text(json.dumps(content))
+    third, _ = measured("test", trained, own_root, tmp_path / "third")
+    assert third["fid"]["floor"] == 123.0
+    assert third["fid"]["mean"] == pytest.approx(first["fid"]["mean"], rel=1e-9)
+    assert json.loads(cache.read_text()) == content
+
+
+def test_floors_of_other_settings_stand_beside_each_other(trained: Trained, own_root: Path, tmp_path: Path) -> None:
+    first, _ = measured("test", trained, own_root, tmp_path / "first")
+    second, _ = measured("test", trained, own_root, tmp_path / "second", "--metrics.num_samples=150")
+    assert second["fid"]["floor"] != first["fid"]["floor"]
+    feature = "--metrics.feature=tests.features.Pooled"
+    third, _ = measured("test", trained, own_root, tmp_path / "third", feature)
+    entries = json.loads((own_root / "floors.json").read_text())
+    assert len(entries) == 3
+    assert {entry["floor"]["fid"] for entry in entries.values()} == {
+        report["fid"]["floor"] for report in (first, second, third)
+    }
+    again, _ = measured("test", trained, own_root, tmp_path / "again")
+    assert again == first
+
+
+@pytest.mark.parametrize("content", ["{damaged", "[]"])
+def test_damaged_floors_are_told_in_a_line_and_written_anew(
+    trained: Trained, own_root: Path, tmp_path: Path, content: str
+) -> None:
+    cache = own_root / "floors.json"
+    cache.write_text(content)
+    report, output = measured("test", trained, own_root, tmp_path / "first")
+    assert [line for line in output.splitlines() if "damaged" in line] == [f"{cache} is damaged and is written anew."]
+    (entry,) = json.loads(cache.read_text()).values()
+    assert entry["floor"]["fid"] == report["fid"]["floor"]
+    again, output = measured("test", trained, own_root, tmp_path / "second")
+    assert again == report
+    assert "damaged" not in output
+
+
+def test_a_network_of_ones_own_measures_without_classes(trained: Trained, own_root: Path, tmp_path: Path) -> None:
+    feature = "--metrics.feature=tests.features.Pooled"
+    report, _ = measured("test", trained, own_root, tmp_path / "runs", feature)
+    assert set(report) == {"num_samples", "seeds", "fid", "kid", "precision", "recall", "density", "coverage"}
+    assert report["fid"]["mean"] > 3 * report["fid"]["floor"] > 0
+    digits, _ = measured("test", trained, own_root, tmp_path / "digits")
+    assert digits["fid"]["mean"] != pytest.approx(report["fid"]["mean"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("--metrics.feature=digitz", "unknown --metrics.feature 'digitz'"),
+        ("--metrics.num_samples=127", "must be 0 or at least 128, twice the features of digits, got 127"),
+        ("--metrics.num_samples=-1", "num_samples must be at least 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_measured_by_is_told_in_a_line(
+    trained: Trained, own_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, complaint: str
+) -> None:
+    common = (f"--ckpt_path={trained.checkpoint}", f"--data.root={own_root}", f"--trainer.default_root_dir={tmp_path}")
+    assert main(["validate", *FEW, *common, setting]) == 2
+    answer = capsys.readouterr().err
+    assert complaint in answer
+    assert "Traceback" not in answer
+
+
+def test_floors_that_cannot_be_kept_are_told_in_a_line_and_stop_nothing(
+    trained: Trained, own_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_root / "floors.json").unlink(missing_ok=True)
+    write = Path.write_text
+
+    def refuse(path: Path, text: str) -> int:
+        if path.name.startswith("floors.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    report, output = measured("test", trained, own_root, tmp_path / "runs")
+    assert "floors.json cannot be written (Permission denied)" in output
+    assert not (own_root / "floors.json").exists()
+    assert report["fid"]["floor"] > 0
+
+
+def test_a_shape_error_in_somebodys_network_shows_where_it_is(
+    trained: Trained, own_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (f"--ckpt_path={trained.checkpoint}", f"--data.root={own_root}", f"--trainer.default_root_dir={tmp_path}")
+    assert main(["validate", *FEW, *common, "--metrics.feature=tests.features.Coloured"]) == 1
+    answer = capsys.readouterr().err
+    assert "Traceback" in answer
+    assert "return self.conv(images).flatten(1)" in answer, "the line of the network"
+
+
+# By itself ------------------------------------------------------------------------------------------------------------
+
+POOLED = "tests.features.Pooled"  # 16 features
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Fill a folder with pictures of random pixels."""
+    for number in range(count):
+        picture(folder / f"{number}.png")
+    return folder
+
+
+def validated(folder: Path, callback: MeasureSamples, data: ImageDataModule, *others: Callback) -> dict[str, float]:
+    """Return what is measured of an untrained GAN's samples."""
+    run = trainer(folder, callback, *others)
+    run.validate(tiny(image_shape=data.image_shape), datamodule=data, verbose=False)
+    return {name: float(value) for name, value in run.callback_metrics.items()}
+
+
+def test_no_samples_are_measured_where_none_are_asked_for(tmp_path: Path) -> None:
+    data = module_of(pictures(tmp_path / "pictures", 100))
+    assert "val/d_loss" in validated(tmp_path, MeasureSamples(num_samples=0, feature=POOLED), data)
+    assert "val/fid" not in validated(tmp_path, MeasureSamples(num_samples=0, feature=POOLED), data)
+    assert "val/fid" in validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), data)
+
+
+@pytest.mark.parametrize("size", [None, 32])
+def test_images_that_the_digit_net_does_not_know_are_told_and_not_measured(
+    size: int | None, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = size is None
+    data = ImageDataModule(root=str(mnist_root), image_size=size)
+    found = validated(tmp_path, MeasureSamples(num_samples=200), data)
+    assert ("val/fid" in found) == known
+    assert ("Samples are not measured: the digit net knows 28 x 28 grey digits only" in capsys.readouterr().out) != known
+    letters = validated(tmp_path, MeasureSamples(num_samples=200), module_of(pictures(tmp_path / "pictures", 100)))
+    assert "val/fid" not in letters
+
+
+@pytest.mark.parametrize(("held_out", "enough"), [(5, False), (6, True)])
+def test_too_few_held_out_images_are_refused(held_out: int, enough: bool, tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures" / "train", 40)
+    data = module_of(pictures(tmp_path / "pictures" / "test", held_out).parent)
+    callback = MeasureSamples(num_samples=40, feature=POOLED)
+    if enough:
+        assert validated(tmp_path, callback, data)["val/fid"] > 0
+    else:
+        with pytest.raises(UsageError, match=r"at least 6 held-out images, and there are 5: .*--metrics.num_samples 0"):
+            validated(tmp_path, callback, data)
+
+
+@pytest.mark.parametrize(("held_out", "said"), [(31, True), (32, False)])
+def test_few_real_images_are_told_in_a_line(
+    held_out: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "pictures" / "train", 40)
+    data = module_of(pictures(tmp_path / "pictures" / "test", held_out).parent)
+    validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), data)
+    line = f"FID of 16 features on {held_out} real images says little: read it beside its floor."
+    assert (line in capsys.readouterr().out) == said
+
+
+def test_samples_are_those_of_the_seed_in_any_chunks(tmp_path: Path) -> None:
+    data = module_of(pictures(tmp_path / "pictures", 100))
+
+    def fid(**settings: int) -> float:
+        return validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED, **settings), data)["val/fid"]
+
+    assert fid(chunk=7) == pytest.approx(fid(), rel=1e-6)
+    assert fid(seed=1) != pytest.approx(fid(), rel=1e-3)
+
+
+def test_run_is_asked_between_chunks_whether_to_stop(tmp_path: Path) -> None:
+    class Patient(Callback):
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def stop_if_asked(self, trainer: Trainer) -> None:
+            self.asked += 1
+
+    data = module_of(pictures(tmp_path / "pictures", 100))
+    often, seldom = Patient(), Patient()
+    validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED, chunk=5), data, often)
+    validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED, chunk=40), data, seldom)
+    assert seldom.asked > 5
+    assert often.asked > 5 * seldom.asked
+
+
+def test_data_that_is_not_bngans_cannot_be_measured(tmp_path: Path) -> None:
+    run = trainer(tmp_path, MeasureSamples(num_samples=40, feature=POOLED))
+    with pytest.raises(ValueError, match="needs an ImageDataModule"):
+        run.validate(tiny(), [torch.zeros(4, 1, 4, 4)])
+
+
+@pytest.mark.parametrize("settings", [{"num_samples": -1}, {"chunk": 0}])
+def test_numbers_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="num_samples must be at least 0 and chunk at least 1"):
+        MeasureSamples(**settings)
+    MeasureSamples(num_samples=0, chunk=1)

@@ -1,0 +1,53 @@
+"""TensorBoard's layout and settings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bngan.callbacks import TensorBoardLayout
+from tests.test_gan import images, tiny, trainer
+
+
+def events_of(folder: Path, **settings: Any) -> EventAccumulator:
+    logger = TensorBoardLogger(folder, name="", version="")
+    trainer(folder, TensorBoardLayout(), max_steps=1, logger=logger).fit(tiny(**settings), images())
+    return EventAccumulator(str(folder)).Reload()
+
+
+def layout_of(events: EventAccumulator) -> bytes:
+    (event,) = events.Tensors("custom_scalars__config__")
+    return event.tensor_proto.string_val[0]
+
+
+def test_settings_are_shown_with_the_metric_they_are_judged_by(tmp_path: Path) -> None:
+    tags = events_of(tmp_path, d_lr=0.125).summary_metadata
+    assert b"val/fid" in tags["_hparams_/experiment"].plugin_data.content
+    settings = tags["_hparams_/session_start_info"].plugin_data.content
+    assert b"d_lr" in settings
+    assert b"image_shape" in settings
+
+
+def test_charts_show_generator_beside_discriminator(tmp_path: Path) -> None:
+    layout = layout_of(events_of(tmp_path))
+    for tag in ("train/d_loss", "train/g_loss", "train/d_grad_norm", "val/fid", "floor/fid", "dropped/recall"):
+        assert f"^{tag}$".encode() in layout
+    for layer in ("generator.net.1", "generator.net.4", "discriminator.net.1", "discriminator.net.4"):
+        for quantity in ("kl_to_running", "running_mean/mean", "running_var/mean"):
+            assert f"^bn/{layer}/{quantity}$".encode() in layout
+
+
+@pytest.mark.parametrize("d_norm", ["layer", "none"])
+def test_charts_are_of_the_layers_that_there_are(d_norm: str, tmp_path: Path) -> None:
+    layout = layout_of(events_of(tmp_path / d_norm, d_norm=d_norm))
+    assert b"bn/generator" in layout
+    assert b"bn/discriminator" not in layout
+    assert b"bn/" not in layout_of(events_of(tmp_path / "neither", d_norm=d_norm, g_norm="none"))
+
+
+def test_other_loggers_are_left_alone(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer(tmp_path, TensorBoardLayout(), max_steps=1, logger=logger).fit(tiny(), images())
+    assert not list(tmp_path.glob("events*"))

@@ -1,0 +1,58 @@
+"""`bngan sample`: the weights and the statistics that are asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bngan import GAN
+from bngan.batchnorm import EVAL_STATISTICS
+from bngan.cli import main
+from bngan.gan import Weights
+from bngan.images import to_uint8
+from tests.test_gan import images, tiny, trainer
+
+WEIGHTS: tuple[Weights, ...] = ("raw", "ema")
+
+
+def saved(gan: GAN, folder: Path, iterations: int) -> Path:
+    run = trainer(folder, max_steps=iterations)
+    run.fit(gan, images())
+    run.save_checkpoint(folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+def sampled(path: Path, *arguments: str) -> np.ndarray:
+    """Return 20 samples that the command draws from a checkpoint, in 0 to 255."""
+    output = path.parent / "samples.npz"
+    assert main(["sample", str(path), "--num=20", f"--output={output}", *arguments]) == 0
+    return np.load(output)["images"].astype(int)
+
+
+def furthest(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one - other).max())
+
+
+def test_command_samples_the_weights_and_by_the_statistics_that_are_asked_for(tmp_path: Path) -> None:
+    gan = tiny(g_lr=0.05, ema_decay=0.9)
+    path = saved(gan, tmp_path, iterations=20)
+    found = {weights: sampled(path, f"--weights={weights}") for weights in WEIGHTS}
+    assert furthest(found["raw"], found["ema"]) > 10
+    assert np.array_equal(sampled(path), found["ema"])
+    for weights in WEIGHTS:
+        with gan.sampler(weights) as sampler:
+            expected = to_uint8(sampler.samples(0, 20)).numpy().astype(int)
+        assert furthest(found[weights], expected) <= 1
+    running, batch, precise = (sampled(path, f"--statistics={statistics}") for statistics in EVAL_STATISTICS)
+    assert np.array_equal(running, found["ema"])
+    assert furthest(running, batch) > 1
+    assert furthest(batch, precise) > 1
+
+
+def test_command_cannot_sample_an_average_that_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tiny(ema_decay=0.0), tmp_path, iterations=3)
+    for weights, status in (("raw", 0), ("ema", 2)):
+        assert main(["sample", str(path), "--num=2", f"--weights={weights}", f"--output={tmp_path / 'a.npz'}"]) == status
+    answer = capsys.readouterr().err
+    assert "ema_decay" in answer
+    assert "Traceback" not in answer

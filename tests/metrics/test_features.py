@@ -1,0 +1,157 @@
+"""Feature nets: the pinned one, Inception, and anyone's own; what they are given and what they answer."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bngan.errors import UsageError
+from bngan.metrics.features import FeatureNet, load_feature_net
+from bngan.metrics.sample_metrics import SampleMetrics
+from tests.features import Coloured, Pooled
+
+
+@pytest.mark.parametrize(
+    ("images", "complaint"),
+    [
+        (torch.full((4, 1, 28, 28), 1.1), "these reach from 1.1 to 1.1"),
+        (torch.full((4, 1, 28, 28), -255.0), "these reach from -255 to -255"),
+        (torch.full((4, 1, 28, 28), math.nan), "these reach from nan to nan"),
+        (torch.zeros(4, 1, 28, 28, dtype=torch.uint8), "not torch.uint8 of"),
+        (torch.zeros(1, 28, 28), r"not torch.float32 of \(1, 28, 28\)"),
+        (torch.zeros(4, 3, 28, 28), r"takes images of shape \(N, 1, 28, 28\), not \(4, 3, 28, 28\)"),
+    ],
+)
+def test_images_that_the_features_would_not_fit_are_refused(images: Tensor, complaint: str) -> None:
+    net = load_feature_net("digits")
+    with pytest.raises(ValueError, match=complaint):
+        net(images)
+    assert net(torch.full((4, 1, 28, 28), 1.0)).shape == (4, 64)
+
+
+def test_images_may_reach_beyond_their_range_by_rounding_alone() -> None:
+    net = FeatureNet("mine", Pooled())
+    for edge in (1.0, -1.0):
+        assert net(torch.full((1, 1, 4, 4), 1.0009 * edge)).shape == (1, 16)
+        with pytest.raises(ValueError, match="these reach from"):
+            net(torch.full((1, 1, 4, 4), 1.0011 * edge))
+
+
+class Answers(nn.Module):
+    """Returns what it is told to, whatever the images."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (torch.zeros(4, 8, 1, 1), r"must return features \(4, d\), but returned \(4, 8, 1, 1\)"),
+        (torch.zeros(3, 8), r"must return features \(4, d\), but returned \(3, 8\)"),
+        ([torch.zeros(4, 8)], r"must return features \(4, d\), but returned list"),
+        (torch.full((4, 8), math.nan), "must return finite features, but returned NaN or infinite ones"),
+        (torch.full((4, 8), -math.inf), "must return finite features, but returned NaN or infinite ones"),
+    ],
+)
+def test_a_feature_net_that_answers_wrongly_is_refused(answer: Any, complaint: str) -> None:
+    images = torch.zeros(4, 1, 28, 28)
+    with pytest.raises(UsageError, match=f"the feature net mine {complaint}"):
+        FeatureNet("mine", Answers(answer))(images)
+    assert FeatureNet("mine", Answers(torch.zeros(4, 8)))(images).shape == (4, 8)
+
+
+def not_a_class() -> nn.Module:
+    return Pooled()
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("digit", "unknown --metrics.feature 'digit'; choose from digits, inception, or name a class"),
+        ("", "unknown --metrics.feature ''"),
+        (".Pooled", "unknown --metrics.feature '.Pooled'"),
+        ("no_such_module.Net", r"--metrics.feature no_such_module.Net cannot be imported \(.*No module named 'no_such_module'"),
+        (f"{__name__}.Missing", "has no attribute 'Missing'"),
+        (f"{__name__}.not_a_class", "is not a torch.nn.Module class"),
+        ("tests.features.Sizes", "is not a torch.nn.Module class"),
+        (f"{__name__}.Answers", r"cannot be built without arguments \(.*'answer'"),
+    ],
+)
+def test_a_feature_net_that_cannot_be_had_is_refused(name: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        load_feature_net(name)
+
+
+def test_a_name_with_a_leading_dot_is_refused_like_any_unknown_one() -> None:
+    with pytest.raises(UsageError, match=r"metrics\.feature"):
+        load_feature_net(".tests.Pooled")
+
+
+def test_a_class_path_gives_the_class() -> None:
+    net = load_feature_net("tests.features.Pooled")
+    assert isinstance(net.net, Pooled)
+    assert net.num_classes is None
+    assert load_feature_net("digits").num_classes == 10
+
+
+def test_a_shape_error_within_a_net_is_its_own() -> None:
+    """Whoever wrote the network needs its traceback, which a person's mistake does not get."""
+    net = FeatureNet("mine", Coloured())
+    assert SampleMetrics(net, (3, 5, 5)).num_features == 4 * 9
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 3 channels, but got 1 channels"):
+        SampleMetrics(net, (1, 5, 5))
+
+
+def test_a_feature_net_stays_in_evaluation_mode() -> None:
+    unstable = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout(0.5))
+    images = torch.rand(8, 1, 4, 4)
+    assert not torch.equal(unstable(images), unstable(images))
+    net = FeatureNet("mine", unstable)
+    before = net.fingerprint()
+    first = net(images)
+    assert first.shape == (8, 16)
+    for train in (net.train, nn.Sequential(net).train):
+        train()
+        assert not any(module.training for module in net.modules())
+        assert torch.equal(net(images), first)
+    assert net.fingerprint() == before
+    assert not any(parameter.requires_grad for parameter in unstable.parameters())
+    unstable.train()
+    unstable(images)
+    assert net.fingerprint() != before
+
+
+def test_inception_is_given_bytes_in_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stand(nn.Module):
+        def __init__(self, **_: object) -> None:
+            super().__init__()
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            assert pixels.dtype == torch.uint8
+            return pixels.flatten(start_dim=1).float()
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Stand)
+    net = load_feature_net("inception")
+    levels = torch.tensor([0.0, 85.0, 170.0, 255.0]).reshape(1, 1, 2, 2)
+    for off in (0.0, 0.4, -0.4):  # which rounding undoes
+        images = (levels + off).clamp(0, 255) / 127.5 - 1
+        assert net(images).tolist() == [levels.flatten().tolist() * 3]
+
+
+@pytest.mark.parametrize(("error", "remedy"), [(OSError("no route"), "connect"), (ModuleNotFoundError(), "pip install")])
+def test_inception_that_cannot_be_had_is_told_with_a_remedy(
+    error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> nn.Module:
+        raise error
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", fail)
+    with pytest.raises(UsageError, match=remedy):
+        load_feature_net("inception")

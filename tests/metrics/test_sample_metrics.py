@@ -1,0 +1,149 @@
+"""Every metric of a set of samples: few images at a time, and of real digits, whole and spoilt."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+
+from bngan.data.datasets import DATASETS, Labelled
+from bngan.errors import UsageError
+from bngan.images import to_minus1_1
+from bngan.metrics.features import FeatureNet, load_feature_net
+from bngan.metrics.sample_metrics import SampleMetrics
+from tests.features import DTYPES, SIZES, Sizes, clouds, numbered
+
+
+def metrics_of(features: int) -> SampleMetrics:
+    """Measures images that are their own features."""
+    return SampleMetrics(FeatureNet("pixels", nn.Flatten()), (1, 1, features))
+
+
+def as_images(features: Tensor, chunk: int = 50) -> list[tuple[Tensor, Tensor]]:
+    return [(part[:, None, None], index) for part, index in numbered(features, chunk)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_frechet_distance_equals_torch_fidelity(sizes: Sizes, dtype: torch.dtype) -> None:
+    oracle = pytest.importorskip("torch_fidelity.metric_fid")
+    real, fake = clouds(sizes, dtype)
+    metrics = metrics_of(sizes.features)
+    metrics.set_real(as_images(real))
+    found = metrics.measure(as_images(fake))["fid"]
+    statistics = [oracle.fid_features_to_statistics(features.double()) for features in (real, fake)]
+    expected = oracle.fid_statistics_to_metric(*statistics, verbose=False)[oracle.KEY_METRIC_FID]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert metrics.measure(as_images(fake[1:]))["fid"] != pytest.approx(expected, rel=1e-4)
+
+
+def test_metrics_of_other_samples_equal_those_of_a_fresh_object() -> None:
+    real, fake = clouds(Sizes(80, 70, 6))
+    used, fresh = metrics_of(6), metrics_of(6)
+    for metrics in (used, fresh):
+        metrics.set_real(as_images(real))
+    first = used.measure(as_images(fake))
+    second = used.measure(as_images(0.5 * fake))
+    assert second == pytest.approx(fresh.measure(as_images(0.5 * fake)), abs=1e-9)
+    assert all(second[name] != pytest.approx(first[name], abs=1e-6) for name in ("fid", "kid", "recall", "density"))
+
+
+class Counting(nn.Module):
+    """Takes images for their own features, and notes how many it is given at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.given.append(len(images))
+        return images.flatten(1)
+
+
+def test_a_feature_net_is_given_few_images_at_a_time() -> None:
+    real, fake = clouds(Sizes(120, 120, 6))
+    net = Counting()
+    metrics = SampleMetrics(FeatureNet("pixels", net), (1, 1, 6))
+    metrics.set_real(as_images(real, chunk=120))
+    assert net.given == [1, 50, 50, 20]  # the first tells how many features there are
+    whole = metrics.measure(as_images(fake, chunk=120))
+    assert whole == pytest.approx(metrics.measure(as_images(fake, chunk=7)), abs=1e-9)
+
+
+def test_fid_alone_is_the_fid_of_all() -> None:
+    real, fake = clouds(Sizes(80, 70, 6))
+    metrics = metrics_of(6)
+    metrics.set_real(as_images(real))
+    assert metrics.measure(as_images(fake), fid_alone=True) == {"fid": metrics.measure(as_images(fake))["fid"]}
+
+
+def test_too_few_samples_are_refused() -> None:
+    real, fake = clouds(Sizes(80, 6, 3))
+    metrics = metrics_of(3)
+    metrics.set_real(as_images(real))
+    with pytest.raises(UsageError, match=r"needs at least 6 fake images, got 5: .* --metrics.num_samples 0"):
+        metrics.measure(as_images(fake[:5]))
+    assert metrics.measure(as_images(fake))["fid"] > 0
+
+
+CONTROL_IMAGES = 1000
+
+
+@pytest.fixture(scope="module")
+def controls(mnist_root: Path, digits: Labelled) -> dict[str, dict[str, float]]:
+    """What the metrics say of training images, whole and spoilt, beside held-out ones."""
+    images, labels = DATASETS["mnist"].load(mnist_root, train=True)
+    whole = images[:CONTROL_IMAGES]
+    spoilt = whole.float() + 30 * torch.randn(whole.shape, generator=torch.Generator().manual_seed(0))
+    sets = {
+        "half": whole,
+        "other half": images[CONTROL_IMAGES : 2 * CONTROL_IMAGES],
+        "dropped": images[labels != 0][:CONTROL_IMAGES],
+        "blurred": tv.gaussian_blur(whole, [5, 5], [1.0, 1.0]),
+        "noisy": spoilt.clamp(0, 255),
+    }
+    metrics = SampleMetrics(load_feature_net("digits"), (1, 28, 28))
+
+    def chunks(images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(to_minus1_1(part), index) for part, index in numbered(images, 500)]
+
+    metrics.set_real(chunks(digits.images[:CONTROL_IMAGES]))
+    return {name: metrics.measure(chunks(images)) for name, images in sets.items()}
+
+
+@pytest.mark.parametrize(
+    ("metric", "control", "direction"),
+    [
+        ("fid", "dropped", 1),
+        ("fid", "blurred", 1),
+        ("kid", "dropped", 1),
+        ("kid", "blurred", 1),
+        ("precision", "noisy", -1),
+        ("precision", "blurred", 1),  # a blurred digit lies nearer to the middle of its kind
+        ("recall", "blurred", -1),
+        ("density", "noisy", -1),
+        ("density", "blurred", 1),
+        ("coverage", "dropped", -1),
+        ("coverage", "blurred", -1),
+        ("modes", "dropped", -1),
+        ("class_kl", "dropped", 1),
+        ("confidence", "blurred", -1),
+    ],
+)
+def test_what_spoils_the_digits_moves_the_metric(
+    controls: dict[str, dict[str, float]], metric: str, control: str, direction: int
+) -> None:
+    half, other = controls["half"][metric], controls["other half"][metric]
+    moved = direction * (controls[control][metric] - half)
+    assert moved > 3 * abs(half - other)
+    assert moved > 0.02
+
+
+def test_real_digits_are_near_the_best_values(controls: dict[str, dict[str, float]]) -> None:
+    floor = controls["half"]
+    assert floor["modes"] == floor["modes_seen"] == 10
+    assert 0 < floor["fid"] < 2
+    assert abs(floor["kid"]) < 0.02
+    assert 0 < floor["class_kl"] < 0.02
+    assert min(floor[name] for name in ("precision", "recall", "density", "coverage", "confidence")) > 0.7

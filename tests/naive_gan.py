@@ -1,0 +1,189 @@
+"""A GAN's training written from the papers, in float64, with nothing of the package but the networks: what bngan is held to.
+
+It is plain on purpose: losses are logarithms of probabilities, gradients are asked for by name, Adam is written out.
+Where the papers leave a choice, it is bngan's:
+- G is updated on the images of D's last update: the same latents, the same noise.
+- Cross-entropy and least squares are the mean of the real and of the fake half.
+- The first iteration's weights are the average; later its decay is at most 1 - 10 / (iterations + 10).
+- An iteration draws from one generator, for each update of D in this order: noise on the real images (N, C, H, W), latents
+  (N, latent_dim), noise on the fakes, and WGAN-GP's place between each pair (N,). Without instance noise, none is drawn.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the same names and meanings as GAN's."""
+
+    latent_dim: int
+    loss: str
+    label_smoothing: float
+    r1: float
+    r2: float
+    gradient_penalty: float
+    batching: str
+    update_d_stats_in_g_step: bool
+    n_critic: int
+    g_lr: float
+    d_lr: float
+    beta1: float
+    beta2: float
+    lr_decay_start: float
+    instance_noise: float
+    instance_noise_end: float
+    g_clip: float | None
+    d_clip: float | None
+    ema_decay: float
+    ema_buffers: str
+
+
+class NaiveGAN:
+    """Two networks that are trained in place for `total` iterations, and G's moving average, if there is one."""
+
+    def __init__(
+        self,
+        generator: Generator | ConvGenerator,
+        discriminator: Discriminator | ConvDiscriminator,
+        average: nn.Module | None,
+        recipe: Recipe,
+        total: int,
+    ) -> None:
+        self.generator, self.discriminator, self.average = generator, discriminator, average
+        self.recipe, self.total = recipe, total
+        self.d_adam, self.g_adam = (Adam(network, recipe.beta1, recipe.beta2) for network in (discriminator, generator))
+
+    def iterate(self, iteration: int, batch: Tensor, rng: torch.Generator) -> dict[str, float]:
+        """Train on images (n_critic * N, C, H, W) in [-1, 1]; return what the last updates saw (Goodfellow et al. 2014)."""
+        recipe, done, seen = self.recipe, iteration / self.total, {}
+        lr_scale = 1.0 if done < recipe.lr_decay_start else (1 - done) / (1 - recipe.lr_decay_start)
+        deviation = recipe.instance_noise * max(0.0, 1 - done / recipe.instance_noise_end)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+        def noisy(images: Tensor) -> Tensor:
+            return images + deviation * draw(*images.shape) if recipe.instance_noise else images
+
+        real = fake = batch[:0]
+        for images in batch.chunk(recipe.n_critic):
+            real = noisy(images)
+            fake = noisy(self.generator(draw(len(images), recipe.latent_dim)).view_as(images))
+            seen |= self.update_discriminator(real, fake.detach(), recipe.d_lr * lr_scale, rng)  # D's loss does not train G
+        seen |= self.update_generator(real, fake, recipe.g_lr * lr_scale)
+        if self.average is not None:
+            decay = min(recipe.ema_decay, 1 - 10 / (iteration + 11)) if iteration else 0.0
+            follow(self.average, self.generator, decay, recipe.ema_buffers)
+        return seen
+
+    def update_discriminator(self, real: Tensor, fake: Tensor, lr: float, rng: torch.Generator) -> dict[str, float]:
+        recipe = self.recipe
+        real, fake = real.clone().requires_grad_(), fake.clone().requires_grad_()
+        real_logits, fake_logits = self.discriminate(real, fake)
+        loss = d_objective(recipe.loss, real_logits, fake_logits, recipe.label_smoothing)
+        penalized = loss
+        if recipe.r1:  # Mescheder et al. 2018, equation 9, and its twin
+            penalized = penalized + recipe.r1 / 2 * (slopes(real_logits, real) ** 2).mean()
+        if recipe.r2:
+            penalized = penalized + recipe.r2 / 2 * (slopes(fake_logits, fake) ** 2).mean()
+        if recipe.gradient_penalty:  # Gulrajani et al. 2017, algorithm 1
+            mix = torch.rand(len(real), generator=rng, dtype=torch.float64).view(-1, 1, 1, 1)
+            between = (mix * real + (1 - mix) * fake).detach().requires_grad_()
+            slope = slopes(self.discriminator.logits(between), between)
+            penalized = penalized + recipe.gradient_penalty * ((slope - 1) ** 2).mean()
+        norm = self.d_adam.step(penalized, lr, recipe.d_clip)
+        d_real, d_fake = real_logits.sigmoid().mean().item(), fake_logits.sigmoid().mean().item()
+        return {"d_loss": loss.item(), "d_real": d_real, "d_fake": d_fake, "d_grad_norm": norm}
+
+    def update_generator(self, real: Tensor, fake: Tensor, lr: float) -> dict[str, float]:
+        statistics = [buffer for name, buffer in self.discriminator.named_buffers() if "running" in name or "tracked" in name]
+        before = [buffer.clone() for buffer in statistics]
+        loss = g_objective(self.recipe.loss, *self.discriminate(real, fake))
+        norm = self.g_adam.step(loss, lr, self.recipe.g_clip)
+        if not self.recipe.update_d_stats_in_g_step:
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
+        return {"g_loss": loss.item(), "g_grad_norm": norm}
+
+    def discriminate(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        if self.recipe.batching == "separate":
+            return self.discriminator.logits(real), self.discriminator.logits(fake)
+        both = self.discriminator.logits(torch.cat([real, fake]))
+        return both[: len(real)], both[len(real) :]
+
+
+def d_objective(loss: str, real: Tensor, fake: Tensor, label_smoothing: float) -> Tensor:
+    """Return what D minimizes, of logits (N, 1)."""
+    label = 1 - label_smoothing
+    match loss:
+        case "non_saturating" | "minimax":  # Goodfellow et al. 2014, equation 1; smoothed by Salimans et al. 2016, section 3.4
+            on_real = label * real.sigmoid().log() + (1 - label) * (1 - real.sigmoid()).log()
+            return -(on_real.mean() + (1 - fake.sigmoid()).log().mean()) / 2
+        case "least_squares":  # Mao et al. 2017, equation 9
+            return ((real - label) ** 2).mean() / 2 + (fake**2).mean() / 2
+        case "hinge":  # Lim & Ye 2017
+            return (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
+        case "wasserstein":  # Arjovsky et al. 2017, algorithm 1
+            return -(real.mean() - fake.mean())
+        case "relativistic":  # Jolicoeur-Martineau 2018, section 4.1
+            return -(real - fake).sigmoid().log().mean()
+    raise ValueError(loss)
+
+
+def g_objective(loss: str, real: Tensor, fake: Tensor) -> Tensor:
+    """Return what G minimizes, of logits (N, 1)."""
+    match loss:
+        case "non_saturating":
+            return -fake.sigmoid().log().mean()
+        case "minimax":
+            return (1 - fake.sigmoid()).log().mean()
+        case "least_squares":
+            return ((fake - 1) ** 2).mean() / 2
+        case "hinge" | "wasserstein":
+            return -fake.mean()
+        case "relativistic":
+            return -(fake - real).sigmoid().log().mean()
+    raise ValueError(loss)
+
+
+def slopes(logits: Tensor, images: Tensor) -> Tensor:
+    """Return the norms (N,) of the logits' gradients at their images."""
+    (gradient,) = torch.autograd.grad(logits, images, torch.ones_like(logits), create_graph=True)
+    return gradient.flatten(start_dim=1).norm(dim=1)
+
+
+class Adam:
+    """Kingma & Ba 2015, algorithm 1."""
+
+    def __init__(self, network: nn.Module, beta1: float, beta2: float) -> None:
+        self.weights, self.beta1, self.beta2, self.t = [*network.parameters()], beta1, beta2, 0
+        self.m, self.v = ([torch.zeros_like(weight) for weight in self.weights] for _ in range(2))
+
+    def step(self, loss: Tensor, lr: float, clip: float | None) -> float:
+        """Move the weights; return the gradient's norm before clipping."""
+        gradients = torch.autograd.grad(loss, self.weights)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+        # Pascanu et al. 2013, algorithm 1; torch adds 1e-6 to the norm.
+        scale = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
+        self.t += 1
+        with torch.no_grad():
+            for weight, gradient, m, v in zip(self.weights, gradients, self.m, self.v, strict=True):
+                m.copy_(self.beta1 * m + (1 - self.beta1) * scale * gradient)
+                v.copy_(self.beta2 * v + (1 - self.beta2) * (scale * gradient) ** 2)
+                m_hat, v_hat = m / (1 - self.beta1**self.t), v / (1 - self.beta2**self.t)
+                weight -= lr * m_hat / (v_hat.sqrt() + 1e-8)
+        return norm
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float, buffers: str) -> None:
+    """Move the average's weights towards the network's, and its buffers too or else copy them."""
+    for own, value in zip(average.parameters(), network.parameters(), strict=True):
+        own.copy_(decay * own + (1 - decay) * value)
+    for own, value in zip(average.buffers(), network.buffers(), strict=True):
+        own.copy_(decay * own + (1 - decay) * value if buffers == "average" and value.is_floating_point() else value)

@@ -1,0 +1,61 @@
+"""Joint and separate batches: what they share, and what they hide from a discriminator with batch norm."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from bngan.batching import BATCHINGS, discriminate
+from bngan.networks import Discriminator
+
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def changed_fakes(fakes: Tensor) -> Tensor:
+    return 3 * fakes + torch.linspace(-2, 2, fakes.shape[1], dtype=fakes.dtype)
+
+
+def logits_of(norm: str) -> Callable[[Tensor], Tensor]:
+    return Discriminator(input_dim=20, hidden_dim=16, norm=norm).double().logits
+
+
+def test_separate_batches_make_a_batch_normalized_discriminator_blind_to_shift_and_scale_of_the_fakes() -> None:
+    logits = logits_of("batch")
+    reals, fakes = torch.randn(2, 64, 20, dtype=torch.float64)
+    before = discriminate(logits, reals, fakes, "separate")[1]
+    after = discriminate(logits, reals, changed_fakes(fakes), "separate")[1]
+    assert before.std() > 0.05
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-3)  # up to eps, which does not scale along
+
+
+def test_joint_batches_let_it_see_them() -> None:
+    logits = logits_of("batch")
+    reals, fakes = torch.randn(2, 64, 20, dtype=torch.float64)
+    before = discriminate(logits, reals, fakes, "joint")[1]
+    after = discriminate(logits, reals, changed_fakes(fakes), "joint")[1]
+    assert (after - before).abs().max() > 0.1
+
+
+def test_joint_and_separate_agree_without_batch_norm_alone() -> None:
+    reals, fakes = torch.randn(40, 20, dtype=torch.float64), torch.randn(24, 20, dtype=torch.float64) + 1
+    for norm, agree in (("none", True), ("layer", True), ("batch", False)):
+        logits = logits_of(norm)
+        joint, separate = discriminate(logits, reals, fakes, "joint"), discriminate(logits, reals, fakes, "separate")
+        assert [len(part) for part in joint] == [40, 24]
+        for a, b in zip(joint, separate, strict=True):
+            assert torch.allclose(a, b, rtol=0, atol=1e-10) == agree, norm
+
+
+def test_joint_and_separate_logits_keep_real_before_fake() -> None:
+    reals, fakes = torch.ones(3, 1), -torch.ones(2, 1)
+    for batching in BATCHINGS:
+        real_logits, fake_logits = discriminate(lambda images: 2 * images, reals, fakes, batching)
+        assert_equal(real_logits, 2 * reals)
+        assert_equal(fake_logits, 2 * fakes)

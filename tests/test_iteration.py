@@ -1,0 +1,326 @@
+"""The iteration is the papers', for a naive loop ends at the same weights; and a pure tensor program, for its recording does.
+
+What one process cannot show, that many ranks train as one, is in tests/integration.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import cache
+from itertools import combinations, count, product
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bngan import GAN, rng
+from bngan.ema import ExponentialMovingAverage
+from bngan.iteration import Iteration, Observed, OptimizerUpdate
+from bngan.losses import LOSSES
+from bngan.networks import set_reference
+from bngan.norms import NORMS
+from bngan.schedules import Schedule
+from tests.naive_gan import NaiveGAN, Recipe
+
+ITERATIONS, BATCH = 20, 8
+# Everything is on, so that every case tests all of it.
+BASE: dict[str, Any] = {
+    "network": "mlp",
+    "image_shape": (1, 4, 4),
+    "latent_dim": 3,
+    "hidden_dim": 8,
+    "g_norm": "batch",
+    "d_norm": "batch",
+    "loss": "non_saturating",
+    "label_smoothing": 0.0,
+    "r1": 0.0,
+    "r2": 0.0,
+    "gradient_penalty": 0.0,
+    "batching": "joint",
+    "update_d_stats_in_g_step": False,
+    "n_critic": 2,
+    "g_lr": 1e-2,
+    "d_lr": 1.5e-2,
+    "beta1": 0.5,
+    "beta2": 0.99,
+    "lr_decay_start": 0.5,
+    "instance_noise": 0.5,
+    "instance_noise_end": 0.75,
+    "g_clip": None,
+    "d_clip": None,
+    "ema_decay": 0.6,
+    "ema_buffers": "average",
+}
+# Adam makes weights of the rounding in gradients that a norm makes 0, of which convolutions have more: lower rates.
+CONV: dict[str, Any] = {"network": "conv", "image_shape": (1, 16, 16), "hidden_dim": 4, "g_lr": 1e-3, "d_lr": 1e-3}
+PENALTIES: dict[str, dict[str, Any]] = {
+    "no penalty": {},
+    "R1": {"d_norm": "layer", "r1": 0.5},
+    "R2": {"d_norm": "layer", "r2": 0.5},
+    "WGAN-GP": {"d_norm": "spectral", "gradient_penalty": 2.0},
+}
+LOSS_CASES: dict[str, dict[str, Any]] = {
+    f"{loss}, {batching}, {penalty}": {"loss": loss, "batching": batching, "n_critic": 1, **PENALTIES[penalty]}
+    for loss, batching, penalty in product(LOSSES, ("joint", "separate"), PENALTIES)
+}
+SETTING_CASES: dict[str, dict[str, Any]] = {
+    "n_critic 3": {"n_critic": 3},
+    "D's statistics move in G's step": {"update_d_stats_in_g_step": True},
+    "D's statistics move in G's step, separate": {"update_d_stats_in_g_step": True, "batching": "separate"},
+    "other learning rates": {"g_lr": 1e-3, "d_lr": 5e-3},
+    "learning rates that never fall": {"lr_decay_start": 1.0},
+    "learning rates that fall at once": {"lr_decay_start": 0.0},
+    "beta1 0": {"beta1": 0.0},
+    "beta2 0.9": {"beta2": 0.9},
+    "no noise": {"instance_noise": 0.0},
+    "noise to the end": {"instance_noise_end": 1.0},
+    "noise beyond the end": {"instance_noise_end": 2.0},
+    "clipped": {"g_clip": 0.05, "d_clip": 0.3},
+    "EMA, buffers copied": {"ema_buffers": "copy"},
+    "EMA, precise buffers": {"ema_buffers": "precise"},
+    "EMA, as short as at the start": {"ema_decay": 0.999},
+    "no EMA": {"ema_decay": 0.0},
+    "smoothed labels": {"label_smoothing": 0.2},
+    "smoothed labels, minimax": {"label_smoothing": 0.2, "loss": "minimax"},
+    "smoothed labels, least squares": {"label_smoothing": 0.2, "loss": "least_squares"},
+    "dropout": {"d_dropout": 0.3},
+    "no norm, three penalties": {"d_norm": "none", "r1": 0.3, "r2": 0.2, "gradient_penalty": 0.5},
+    "layer norm, three penalties, clipped": {"d_norm": "layer", "r1": 0.3, "r2": 0.2, "gradient_penalty": 0.5, "d_clip": 0.5},
+}
+NORM_CASES: dict[str, dict[str, Any]] = {
+    f"{norm} norm, {network}": {**settings, "g_norm": norm, "d_norm": norm, "ghost_groups": 2}
+    for norm, (network, settings) in product(NORMS, (("mlp", {}), ("conv", CONV)))
+    if (norm, network) != ("instance", "mlp")  # which needs pixels
+}
+CASES = {**LOSS_CASES, **SETTING_CASES, **NORM_CASES}
+
+
+def batches(settings: dict[str, Any], iterations: int) -> Tensor:
+    """Return images (iterations, n_critic * N, C, H, W) in [-1, 1]."""
+    size = 64 if settings["d_norm"] == "virtual" else BATCH  # its reference batch is the first 64 images
+    shape = (iterations, size * settings["n_critic"], *settings["image_shape"])
+    return torch.rand(shape, generator=rng.generator(1), dtype=torch.float64) * 2 - 1
+
+
+def build(settings: dict[str, Any]) -> GAN:
+    torch.manual_seed(0)
+    return GAN(**settings).double()
+
+
+def weights(gan: GAN) -> dict[str, Tensor]:
+    """Return the weights and buffers of G, D and the average."""
+    return {name: value.clone() for name, value in gan.state_dict().items() if name != "iteration"}
+
+
+def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Return the largest difference between the weights of two GANs, infinity if they have other networks."""
+    if [(name, value.shape) for name, value in one.items()] != [(name, value.shape) for name, value in other.items()]:
+        return float("inf")
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+# The papers' ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def naively_trained(case: str, iterations: int = ITERATIONS) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return the weights that the naive loop ends at, and what its last iteration saw."""
+    settings = BASE | CASES[case]
+    gan, images = build(settings), batches(settings, iterations)
+    if settings["d_norm"] == "virtual":
+        set_reference(gan.discriminator, images[0])
+    recipe = Recipe(**{field.name: settings[field.name] for field in fields(Recipe)})
+    naive = NaiveGAN(gan.generator, gan.discriminator, gan.generator_ema, recipe, total=iterations)
+    seen: dict[str, float] = {}
+    for iteration, batch in enumerate(images):
+        torch.manual_seed(rng.key(gan.seed, rng.Stream.DROPOUT, iteration, 0))
+        seen = naive.iterate(iteration, batch, rng.generator(gan.seed, rng.Stream.ITERATION, iteration))
+    return weights(gan), seen
+
+
+def assert_trains_as_the_papers(case: str, iterations: int) -> None:
+    settings = BASE | CASES[case]
+    gan = build(settings)
+    trainer = Trainer(
+        accelerator="cpu",
+        precision="64-true",
+        max_steps=iterations,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(gan, batches(settings, iterations))
+    expected, seen = naively_trained(case, iterations)
+    assert furthest(weights(gan), expected) < 1e-8
+    assert gan.observed is not None
+    assert {name: float(value) for name, value in gan.observed._asdict().items()} == pytest.approx(seen, rel=0, abs=1e-8)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_is_the_papers(case: str) -> None:
+    assert_trains_as_the_papers(case, ITERATIONS)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_first_iterations_are_the_papers(network: str, iterations: int) -> None:
+    """What the average begins with is soon forgotten."""
+    assert_trains_as_the_papers(f"batch norm, {network}", iterations)
+
+
+def test_every_case_ends_elsewhere_but_for_those_that_are_one_training() -> None:
+    """So the comparison sees each setting."""
+    ends = {case: naively_trained(case)[0] for case in CASES}
+    alike = {pair for pair in combinations(CASES, 2) if furthest(ends[pair[0]], ends[pair[1]]) < 1e-6}
+    # Without a norm across images, who shares a batch with whom is nothing to D.
+    batching = {(f"{loss}, joint, {penalty}", f"{loss}, separate, {penalty}") for loss in LOSSES for penalty in ("R1", "R2")}
+    layers = {(f"batch norm, {network}", f"reference norm, {network}") for network in ("mlp", "conv")}
+    assert alike == {*batching, *layers, ("EMA, buffers copied", "EMA, precise buffers")}
+
+
+# A pure tensor program ------------------------------------------------------------------------------------------------
+
+EAGER, REPLAYED = 2, 50  # optimizers set up their state at their first step
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "mlp, joint": {"loss": "relativistic"},
+    "mlp, hinge, clipped, buffers copied": {"loss": "hinge", "g_clip": 0.05, "d_clip": 0.3, "ema_buffers": "copy"},
+    "conv, separate": {**CONV, "batching": "separate", "update_d_stats_in_g_step": True, "n_critic": 1},
+    "three penalties": {
+        "d_norm": "layer",
+        "loss": "wasserstein",
+        "r1": 0.3,
+        "r2": 0.2,
+        "gradient_penalty": 0.5,
+        "n_critic": 1,
+    },
+    "spectral": {"d_norm": "spectral", "g_norm": "spectral", "loss": "minimax"},
+    "virtual": {"d_norm": "virtual", "g_norm": "virtual", "n_critic": 1},
+    "ghost, dropout": {"d_norm": "ghost", "g_norm": "ghost", "ghost_groups": 2, "d_dropout": 0.3},
+}
+
+
+def iteration_of(gan: GAN) -> Iteration:
+    d_optimizer, g_optimizer = gan.configure_optimizers()
+    average = gan.generator_ema
+    return Iteration(
+        generator=gan.generate,
+        discriminator=gan.logits,
+        d_network=gan.discriminator,
+        d_update=OptimizerUpdate(d_optimizer, gan.d_clip),
+        g_update=OptimizerUpdate(g_optimizer, gan.g_clip),
+        ema=None if average is None else ExponentialMovingAverage(average, gan.generator, gan.ema_buffers),
+        latent_dim=gan.latent_dim,
+        loss=gan.loss,
+        batching=gan.batching,
+        n_critic=gan.n_critic,
+        noisy=gan.schedules.instance_noise > 0,
+        r1=gan.r1,
+        r2=gan.r2,
+        gradient_penalty=gan.gradient_penalty,
+        update_d_stats_in_g_step=gan.update_d_stats_in_g_step,
+    )
+
+
+def run(
+    settings: dict[str, Any], *, recorded: bool, change: Callable[[Iteration], Iteration] = lambda iteration: iteration
+) -> tuple[dict[str, Tensor], Observed]:
+    """Return the weights after training and what its end saw; `recorded`, the third iteration is recorded and then replayed."""
+    gan, images = build(settings), batches(settings, EAGER + 1 + REPLAYED)
+    if settings["d_norm"] == "virtual":
+        set_reference(gan.discriminator, images[0])
+    iteration, source = change(iteration_of(gan)), torch.Generator()
+
+    def call(batch: Tensor, schedule: Tensor) -> Observed:
+        return iteration(batch, Schedule(*schedule), source)
+
+    program: Callable[[Tensor, Tensor], Observed] = call
+    observed: Observed | None = None
+    for number, batch in enumerate(images):
+        schedule = torch.tensor(gan.schedules.at(number, total=len(images)), dtype=torch.float64)
+        source.manual_seed(number)
+        torch.manual_seed(number)  # of dropout
+        if recorded and number == EAGER:
+            program = make_fx(call)(batch, schedule)  # recording trains, too
+            continue
+        with torch.set_grad_enabled(program is call):  # gradients are part of what is recorded
+            observed = program(batch, schedule)
+    assert observed is not None
+    return weights(gan), observed
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_recorded_once_and_replayed_the_iteration_trains_as_if_called(name: str) -> None:
+    settings = BASE | PROGRAMS[name]
+    (called, expected), (replayed, observed) = run(settings, recorded=False), run(settings, recorded=True)
+    assert furthest(replayed, called) < 1e-12
+    torch.testing.assert_close(tuple(observed), tuple(expected), rtol=0, atol=1e-12)
+
+
+def test_replay_would_tell_of_a_number_that_is_baked_in() -> None:
+    def cooling(iteration: Iteration) -> Iteration:
+        calls = count()
+        return replace(iteration, discriminator=lambda images: iteration.discriminator(images) * 0.99 ** next(calls))
+
+    (called, _), (replayed, _) = run(BASE, recorded=False, change=cooling), run(BASE, recorded=True, change=cooling)
+    assert furthest(replayed, called) > 1e-3
+
+
+def test_recording_would_tell_of_a_value_that_is_read_back() -> None:
+    def standardizing(iteration: Iteration) -> Iteration:
+        def logits(images: Tensor) -> Tensor:
+            found = iteration.discriminator(images)
+            return found / float(found.detach().std())
+
+        return replace(iteration, discriminator=logits)
+
+    run(BASE, recorded=False, change=standardizing)
+    with pytest.raises(RuntimeError, match="trying to get value out of a tracing tensor"):
+        run(BASE, recorded=True, change=standardizing)
+
+
+# Updates in mixed precision -------------------------------------------------------------------------------------------
+
+
+def update_of(layer: nn.Linear, *, scaler: torch.amp.GradScaler | None, clip: float | None = None) -> OptimizerUpdate:
+    return OptimizerUpdate(torch.optim.Adam(layer.parameters(), lr=torch.tensor(0.0), fused=True), clip, scaler)
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_scaled_loss_takes_the_same_steps_and_tells_the_same_norm(clip: float | None) -> None:
+    torch.manual_seed(0)
+    plain, scaled = nn.Linear(4, 3), nn.Linear(4, 3)
+    scaled.load_state_dict(plain.state_dict())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    updates = [(plain, update_of(plain, scaler=None, clip=clip)), (scaled, update_of(scaled, scaler=scaler, clip=clip))]
+    for number in range(1, 6):
+        images = torch.randn(8, 4)
+        norms = [update(layer(images).square().mean() * number, torch.tensor(0.1)) for layer, update in updates]
+        torch.testing.assert_close(norms[0], norms[1])
+        assert norms[0] > 0.1  # so that clipping does something
+    torch.testing.assert_close(scaled.weight, plain.weight)
+
+
+def test_step_whose_scaled_gradient_overflows_is_left_out_and_the_scale_halved() -> None:
+    layer, scaler = nn.Linear(4, 3), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    update, before = update_of(layer, scaler=scaler), layer.weight.detach().clone()
+    update(layer(torch.ones(8, 4)).square().mean() * 1e36, torch.tensor(0.1))
+    assert scaler.get_scale() == 2.0**15
+    assert torch.equal(layer.weight, before)
+    update(layer(torch.ones(8, 4)).square().mean(), torch.tensor(0.1))
+    assert not torch.equal(layer.weight, before)
+
+
+def test_autocast_reads_weights_anew_after_each_update() -> None:
+    def trained(cache_enabled: bool) -> dict[str, Tensor]:
+        gan = build(BASE | {"d_norm": "none", "g_norm": "none"}).float()
+        iteration = iteration_of(gan)
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache_enabled):
+            for number, batch in enumerate(batches(BASE, 5).float()):
+                schedule = torch.tensor(gan.schedules.at(number, total=5))
+                iteration(batch, Schedule(*schedule), rng.generator(number))
+        return weights(gan)
+
+    assert furthest(trained(cache_enabled=True), trained(cache_enabled=False)) == 0

@@ -1,0 +1,244 @@
+"""A run's folder: how it is named, found and gone on with, and what it says of itself."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bngan import __version__, run
+from bngan.errors import UsageError
+from bngan.run import Location, Start, check_restart, create, find, new_folder, newest_checkpoint, record, run_of, start_of
+
+CPU = torch.device("cpu")
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def work_in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def write() -> Write:
+    """Write a run with checkpoints of some iterations, each later than all before it."""
+    times = iter(range(1000, 2000))
+
+    def of(name: str, **iterations: int) -> Path:
+        folder = Path("runs") / name
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if not run.is_run(folder):
+            record(Start(folder), CPU, devices=1)
+        for stem, iteration in iterations.items():
+            path = folder / "checkpoints" / f"{stem}.ckpt"
+            torch.save({"state_dict": {"iteration": torch.tensor(iteration)}, "hyper_parameters": {}}, path)
+            now = next(times)
+            os.utime(path, (now, now))
+        return folder
+
+    return of
+
+
+def location(run_id: str | None = None, name: str = "mnist") -> Location:
+    return Location(Path("runs"), name, run_id)
+
+
+# Names ------------------------------------------------------------------------------------------------------------------
+
+
+def test_new_runs_have_folders_of_their_own_unless_they_are_named() -> None:
+    one, other = new_folder(location()), new_folder(location())
+    assert one.parent == other.parent == Path("runs/mnist")
+    assert one != other
+    assert new_folder(location("job-7")) == Path("runs/mnist/job-7")
+
+
+@pytest.mark.parametrize("word", ["../up", "a/b", "", ".", "..", "a b"])
+def test_names_and_ids_that_are_no_folders_are_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="--run"):
+        new_folder(location(word))
+    with pytest.raises(UsageError, match="--name"):
+        new_folder(location(name=word))
+
+
+# Finding ----------------------------------------------------------------------------------------------------------------
+
+
+def test_newest_checkpoint_is_of_the_highest_iteration(write: Write) -> None:
+    folder = write("mnist/a", best=20, last=15)
+    assert newest_checkpoint(folder) == folder / "checkpoints" / "best.ckpt"
+    write("mnist/a", last=30)
+    assert newest_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
+    assert newest_checkpoint(Path("nowhere")) is None
+
+
+@pytest.mark.parametrize("other", ["best", "zebra"])
+def test_last_checkpoint_comes_before_its_equals(other: str, write: Write) -> None:
+    folder = write("mnist/a", last=20, **{other: 20})
+    assert newest_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
+
+
+def test_damaged_checkpoints_are_passed_over_with_a_line(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write("mnist/a", best=10, last=20)
+    newest = folder / "checkpoints" / "last.ckpt"
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert newest_checkpoint(folder) == folder / "checkpoints" / "best.ckpt"
+    assert f"Passed over: {newest} is damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_a_folder_and_last_are_found(write: Write) -> None:
+    old, new = write("mnist/old", last=50, best=40), write("mnist/new", last=10, best=10)
+    write("other/newest", last=70)
+    assert find("some.ckpt", location()) == Path("some.ckpt")
+    assert find(str(old), location()) == old / "checkpoints" / "last.ckpt"
+    assert find("last", location()) == new / "checkpoints" / "last.ckpt"
+    write("mnist/old", best=60)
+    assert find("last", location()) == old / "checkpoints" / "best.ckpt"
+    with pytest.raises(UsageError, match="no run in runs/third has a whole checkpoint"):
+        find("last", location(name="third"))
+    Path("empty").mkdir()
+    with pytest.raises(UsageError, match="empty: there is no whole checkpoint"):
+        find("empty", location())
+
+
+def test_auto_goes_on_if_there_is_something_and_else_begins(write: Write) -> None:
+    assert find("auto", location("a")) is None
+    folder = write("mnist/a", last=10)
+    assert find("auto", location("a")) == folder / "checkpoints" / "last.ckpt"
+    assert find("auto", location("b")) is None
+    with pytest.raises(UsageError, match="add --run ID"):
+        find("auto", location())
+
+
+def test_a_checkpoint_lies_in_a_run_where_the_run_says_so(write: Write) -> None:
+    folder = write("mnist/a", last=10)
+    assert run_of(folder / "checkpoints" / "last.ckpt") == folder
+    assert run_of(folder.absolute() / "checkpoints" / "last.ckpt") == folder
+    assert run_of(folder / "last.ckpt") is None
+    for text in ("{}", "not json", '{"job": [], "command": "of version 0.1"}', "[1]"):
+        (folder / "run.json").write_text(text)
+        assert run_of(folder / "checkpoints" / "last.ckpt") is None
+
+
+# Starting ---------------------------------------------------------------------------------------------------------------
+
+
+def started(checkpoint: Path | None, iteration: int = 0, run_id: str | None = None, **flags: bool) -> Start:
+    return start_of(checkpoint, iteration, location(run_id), **{"auto": False, "override": False, **flags})
+
+
+def test_going_on_from_the_newest_checkpoint_writes_in_the_run_itself(write: Write) -> None:
+    folder = write("mnist/a", last=20, best=20)
+    for name in ("last", "best"):
+        checkpoint = folder / "checkpoints" / f"{name}.ckpt"
+        assert started(checkpoint, 20) == Start(folder, checkpoint, 20, parent=None, begun=True)
+        assert started(checkpoint, 20, "a", auto=True).folder == folder
+
+
+@pytest.mark.parametrize("why", ["older", "override", "named"])
+def test_other_ways_of_going_on_begin_a_run_that_names_its_parent(why: str, write: Write) -> None:
+    folder = write("mnist/a", last=20, best=10)
+    checkpoint, iteration = folder / "checkpoints" / "last.ckpt", 20
+    if why == "older":
+        checkpoint, iteration = folder / "checkpoints" / "best.ckpt", 10
+    start = started(checkpoint, iteration, "b" if why == "named" else None, override=why == "override")
+    assert start.folder != folder
+    assert start.parent == {"folder": str(folder), "iteration": iteration}
+    assert (start.checkpoint, start.iteration, start.begun) == (checkpoint, iteration, False)
+
+
+def test_checkpoint_outside_a_run_begins_one() -> None:
+    start = started(Path("else/where.ckpt"), 5)
+    assert start.folder.parent == Path("runs/mnist")
+    assert start.parent == {"folder": "else", "iteration": 5}
+
+
+def test_beginning_has_no_parent() -> None:
+    assert started(None, run_id="a") == Start(Path("runs/mnist/a"))
+    assert str(started(None)) == "at the beginning"
+
+
+def test_run_that_is_there_is_not_written_over(write: Write) -> None:
+    folder = write("mnist/a", last=20, best=10)
+    for checkpoint, iteration, flags in (
+        (None, 0, {}),
+        (folder / "checkpoints" / "best.ckpt", 10, {}),
+        (folder / "checkpoints" / "last.ckpt", 20, {"auto": True, "override": True}),
+    ):
+        with pytest.raises(UsageError, match="--ckpt_path auto --run a"):
+            started(checkpoint, iteration, "a", **flags)
+
+
+def test_run_that_was_stopped_before_its_first_checkpoint_begins_anew_in_its_folder(write: Write) -> None:
+    folder = write("mnist/a")
+    assert started(None, run_id="a", auto=True) == Start(folder, begun=True)
+
+
+def test_where_a_start_is_reads_alike_on_machines_with_the_folder_in_different_places() -> None:
+    places = [Start(Path("any"), Path(root) / "mnist/a/checkpoints/last.ckpt", 7) for root in ("/here/runs", "/there/runs")]
+    texts = {str(start) for start in places}
+    assert len({text.replace("mnist/", "") for text in texts}) == 1
+    assert "iteration 7" in texts.pop()
+
+
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_job_that_is_started_again_must_say_how_to_go_on(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_restart(None)
+    monkeypatch.setenv(launcher, "0")
+    check_restart(None)
+    monkeypatch.setenv(launcher, "2")
+    check_restart("auto")
+    for asked in (None, "last", "some.ckpt"):
+        with pytest.raises(UsageError, match="--ckpt_path auto --run ID"):
+            check_restart(asked)
+
+
+def test_folder_that_cannot_be_made_is_told_of() -> None:
+    create(Path("a/b"))
+    create(Path("a/b"))
+    Path("occupied").write_text("a file")
+    with pytest.raises(UsageError, match=r"cannot write to occupied/b: .*--trainer\.default_root_dir"):
+        create(Path("occupied/b"))
+
+
+# Recording --------------------------------------------------------------------------------------------------------------
+
+
+def test_run_records_each_of_its_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("runs/mnist/a")
+    create(folder)
+    monkeypatch.setattr("sys.argv", ["bngan", "fit", "--name", "two words"])
+    record(Start(folder, parent={"folder": "runs/mnist/b", "iteration": 3}, iteration=3), CPU, devices=2)
+    record(Start(folder, Path("x"), iteration=9, begun=True), CPU, devices=1)
+    content = json.loads((folder / "run.json").read_text())
+    assert (content["id"], content["parent"]) == ("a", {"folder": "runs/mnist/b", "iteration": 3})
+    assert [start["iteration"] for start in content["starts"]] == [3, 9]
+    assert [start["machine"]["devices"] for start in content["starts"]] == [2, 1]
+    first = content["starts"][0]
+    assert first["command"] == "bngan fit --name 'two words'"
+    assert first["versions"]["bngan"] == __version__
+    assert first["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_a_run_that_begins_anew_keeps_what_it_was(write: Write) -> None:
+    folder = write("mnist/a")
+    record(Start(folder, begun=True), CPU, devices=1)
+    assert len(json.loads((folder / "run.json").read_text())["starts"]) == 2
+
+
+def test_commit_is_that_of_the_source_tree_and_none_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    monkeypatch.setattr(run, "REPOSITORY", Path("tree"))
+    Path("tree").mkdir()
+    assert run.git_commit() is None
+    for command in (["init"], ["commit", "--allow-empty", "--message", "first"]):
+        subprocess.run([*git, *command], cwd="tree", check=True, capture_output=True)
+    commit = run.git_commit()
+    assert commit is not None
+    assert len(commit) == 40
+    Path("tree/new").touch()
+    assert run.git_commit() == f"{commit}+changes"

@@ -1,0 +1,151 @@
+"""Samples: from which weights, normalized by which statistics, and the same however they are cut up."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bngan import GAN
+from bngan.batchnorm import EVAL_STATISTICS, EvalStatistics, ReferenceBatchNorm
+from bngan.errors import UsageError
+from bngan.gan import Weights
+from bngan.sampler import Sampler
+from tests.test_gan import images, tiny, trainer
+
+WEIGHTS: tuple[Weights, ...] = ("raw", "ema")
+
+
+def apart(a: Tensor, b: Tensor, by: float = 1e-3) -> bool:
+    return bool((a - b).abs().max() > by)
+
+
+def assert_close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def trained(folder: Path, **settings: Any) -> GAN:
+    gan = tiny(**{"g_lr": 0.05, "ema_decay": 0.9, **settings})
+    trainer(folder, max_steps=20).fit(gan, images())
+    return gan
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory: pytest.TempPathFactory) -> GAN:
+    return trained(tmp_path_factory.mktemp("gan"))
+
+
+def drawn(gan: GAN, weights: Weights | None, statistics: EvalStatistics | None, chunk: int = 40, start: int = 3) -> Tensor:
+    stop = start + 40
+    with gan.sampler(weights, statistics, batch_size=16) as sampler:
+        return torch.cat([sampler.samples(first, min(first + chunk, stop)) for first in range(start, stop, chunk)])
+
+
+# By itself ------------------------------------------------------------------------------------------------------------
+
+
+def test_sampler_draws_numbered_samples_in_blocks() -> None:
+    sizes: list[int] = []
+
+    class Batched(nn.Module):
+        """Adds the batch's mean to each of its latents."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, z: Tensor) -> Tensor:
+            sizes.append(len(z))
+            return z * self.weight + z.mean()
+
+    whole, blocks = Sampler(Batched(), (1, 2, 2), latent_dim=4), Sampler(Batched(), (1, 2, 2), latent_dim=4, block=8)
+    found = blocks.samples(5, 21, seed=3)
+    assert found.shape == (16, 1, 2, 2)
+    assert found.dtype == torch.float64
+    assert sizes == [8, 8, 8]
+    assert_close(found[:3], whole.samples(0, 8, seed=3)[5:])
+    assert_close(found[3:11], whole.samples(8, 16, seed=3))
+    assert apart(found, whole.samples(5, 21, seed=3))
+    assert apart(found, blocks.samples(5, 21, seed=4))
+
+
+# Of a GAN -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("statistics", EVAL_STATISTICS)
+def test_samples_are_the_same_however_they_are_cut_up(gan: GAN, weights: Weights, statistics: EvalStatistics) -> None:
+    whole = drawn(gan, weights, statistics, chunk=64)
+    assert whole.shape == (40, 1, 4, 4)
+    for chunk in (1, 7):
+        assert_close(drawn(gan, weights, statistics, chunk), whole)
+    shifted = drawn(gan, weights, statistics, start=10)
+    assert_close(shifted[:33], whole[7:])
+    assert apart(shifted[:33], whole[:33])
+
+
+def test_samples_differ_by_weights_and_by_statistics(gan: GAN) -> None:
+    kinds = [drawn(gan, weights, statistics) for weights in WEIGHTS for statistics in EVAL_STATISTICS]
+    for number, first in enumerate(kinds):
+        for second in kinds[number + 1 :]:
+            assert apart(first, second)
+
+
+def test_samples_by_running_statistics_are_those_of_the_network_in_evaluation(gan: GAN) -> None:
+    assert gan.generator_ema is not None
+    for weights, network in zip(WEIGHTS, (gan.generator, gan.generator_ema), strict=True):
+        with gan.sampler(weights, "running") as sampler:
+            found = sampler.samples(0, 20, seed=5)
+        expected = network.eval()(gan.sample_latents(0, 20, seed=5)).view(20, 1, 4, 4)
+        network.train()
+        assert_close(found, expected)
+
+
+def test_sampling_leaves_the_gan_as_it_was(gan: GAN) -> None:
+    before = {name: value.clone() for name, value in gan.state_dict().items()}
+    modes = {name: module.training for name, module in gan.named_modules()}
+    for weights in WEIGHTS:
+        for statistics in EVAL_STATISTICS:
+            drawn(gan, weights, statistics)
+    assert all(torch.equal(gan.state_dict()[name], value) for name, value in before.items())
+    assert {name: module.training for name, module in gan.named_modules()} == modes
+
+
+def test_unset_weights_and_statistics_are_the_average_and_the_runs_policy(gan: GAN, tmp_path: Path) -> None:
+    assert torch.equal(drawn(gan, None, None), drawn(gan, "ema", "running"))
+    precise = trained(tmp_path, ema_decay=0.0, eval_statistics="precise")
+    assert torch.equal(drawn(precise, None, None), drawn(precise, "raw", "precise"))
+    assert apart(drawn(precise, None, None), drawn(precise, "raw", "running"))
+
+
+def test_average_that_is_not_kept_cannot_be_sampled() -> None:
+    without = tiny(ema_decay=0.0)
+    with pytest.raises(UsageError, match=r"no average.*ema_decay is 0.*raw"), without.sampler("ema"):
+        pass
+    with tiny().sampler("ema") as sampler:
+        assert sampler.samples(0, 2).shape == (2, 1, 4, 4)
+
+
+def test_average_of_precise_buffers_is_sampled_by_precise_statistics(tmp_path: Path) -> None:
+    precise, copied = trained(tmp_path, ema_buffers="precise"), trained(tmp_path, ema_buffers="copy")
+    assert torch.equal(drawn(precise, "ema", None), drawn(precise, "ema", "precise"))
+    assert_close(drawn(precise, "ema", None), drawn(copied, "ema", "precise"), atol=1e-6)
+    assert apart(drawn(precise, "ema", None), drawn(copied, "ema", None))
+    assert_close(drawn(precise, "ema", "running"), drawn(copied, "ema", "running"), atol=1e-6)
+    assert apart(drawn(precise, "raw", "running"), drawn(precise, "raw", "precise"))
+
+
+def test_batches_of_samples_are_as_large_as_those_that_training_normalizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gan = tiny(g_norm="reference")
+    gan.batch_size = 32
+    layers = [layer for layer in gan.generator.modules() if isinstance(layer, ReferenceBatchNorm)]
+    assert gan.normalized_together == 32
+    monkeypatch.setattr("bngan.distributed.world_size", lambda: 4)
+    assert gan.normalized_together == 8
+    layers[0].synchronized = True
+    assert gan.normalized_together == 32
+    with gan.sampler(statistics="batch") as sampler:
+        assert sampler.block == 32
+    with gan.sampler(statistics="running") as sampler:
+        assert sampler.block is None
