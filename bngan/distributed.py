@@ -5,9 +5,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, distributed, nn
 
 
@@ -41,7 +41,7 @@ def all_reduce(own: Tensor) -> Tensor:
 
 def mean_over_ranks(own: Tensor) -> Tensor:
     """Return the mean of the ranks' tensors, through which gradients flow back to all of them."""
-    return own if world_size() == 1 else differentiable.all_reduce(own) / world_size()
+    return own if world_size() == 1 else _SumOverRanks.apply(own) / world_size()
 
 
 def shard(rows: Tensor) -> Tensor:
@@ -87,6 +87,18 @@ def _average(tensors: list[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of the ranks' tensors; its gradient is the sum of theirs, and so on for further derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        return all_reduce(own)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverRanks.apply(gradient)
+
+
 def end_with_parent(grace: float = 10.0) -> None:
     """End this process `grace` seconds after the one that started it, unless it has ended by itself until then.
 
@@ -105,6 +117,8 @@ def end_with_parent(grace: float = 10.0) -> None:
 
 
 def print0(line: str) -> None:
-    """Print a line on rank 0 alone."""
-    if rank() == 0:
+    """Print a line on rank 0 alone, also before the ranks have met, where whoever starts them says which one this is."""
+    said = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    met = distributed.is_available() and distributed.is_initialized()
+    if (rank() if met else int(said)) == 0:
         print(line, flush=True)

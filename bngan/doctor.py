@@ -193,8 +193,10 @@ def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tup
         module.prepare_data()
     try:
         return to_minus1_1(module.subset(BATCH, train=True).images)
-    except FileNotFoundError as error:
-        raise UsageError(absent) from error
+    except UsageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UsageError(absent) from error
+        raise
 
 
 # What the settings alone tell -----------------------------------------------------------------------------------------

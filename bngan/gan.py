@@ -83,7 +83,7 @@ class GAN(LightningModule):
         g_clip: largest norm of G's gradient; unset means no limit.
         d_clip: largest norm of D's gradient; unset means no limit.
         ema_decay: decay per iteration of the moving average of G's weights, from which samples are drawn, and at most
-            1 - 10 / (iterations + 10); 0 keeps none.
+            1 - 10 / (iterations + 10), but 0 in the first iteration; 0 keeps none.
         ema_buffers: running statistics of that average: copy takes G's own, average averages them like the weights,
             precise works them out anew, on the averaged weights, when samples are drawn.
         eval_statistics: statistics that normalize samples: running, batch (those of the samples' own batch, as in training),
@@ -254,12 +254,12 @@ class GAN(LightningModule):
 
     def _iterate(self, images: Tensor, schedule: Tensor, done: int) -> Observed:
         assert self._run is not None
-        self._rng.manual_seed(rng.key(self.seed, rng.Stream.ITERATION, done))
+        seed = rng.key(self.seed, rng.Stream.ITERATION, done)
         if self.d_dropout:
             torch.manual_seed(rng.key(self.seed, rng.Stream.DROPOUT, done, distributed.rank()))
         if self._graph is not None and not self._looked_into:
-            return self._graph(images, schedule)
-        return self._run(images, Schedule(*schedule), self._rng)
+            return self._graph(images, schedule, seed)
+        return self._run(images, Schedule(*schedule), self._rng.manual_seed(seed))
 
     @contextmanager
     def eager(self) -> Iterator[None]:
@@ -286,9 +286,17 @@ class GAN(LightningModule):
     def _check_losses(self) -> None:
         if self.observed is None:
             return
-        for name, value in (("d_loss", self.observed.d_loss), ("g_loss", self.observed.g_loss)):
+        # A gradient is the mean over all ranks, so that all stop where one has lost its loss. Scaled ones may overflow.
+        names = ["d_loss", "g_loss", *([] if self._scaler else ["d_grad_norm", "g_grad_norm"])]
+        for name in names:
+            value = float(getattr(self.observed, name))
             if not math.isfinite(value):
-                raise NonFiniteLoss(f"{name} is {float(value)} at iteration {int(self.iteration)}; {ADVICE}")
+                raise NonFiniteLoss(f"{name} is {value} at iteration {int(self.iteration)}; {ADVICE}")
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        plugin = self.trainer.precision_plugin
+        return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 
     # Setting up ---------------------------------------------------------------------------------------------------
 
@@ -334,7 +342,7 @@ class GAN(LightningModule):
         # What a profiler is to see must be called.
         profiler = self.trainer.profiler  # pyright: ignore[reportAttributeAccessIssue]  # set from outside
         replayed = self.cuda_graph and self.device.type == "cuda" and isinstance(profiler, PassThroughProfiler)
-        self._graph = CudaGraph(self._run, self._rng) if replayed else None
+        self._graph = CudaGraph(self._run, self.device) if replayed else None
 
     def _build_iteration(self) -> Iteration:
         d_optimizer, g_optimizer = self.trainer.optimizers
@@ -342,9 +350,7 @@ class GAN(LightningModule):
             (group,) = optimizer.param_groups
             # A checkpoint brings its own, from another device or with other settings, which may have been overridden.
             group |= {"lr": self._lr_tensor(group["lr"]), "betas": self.betas, "capturable": self.device.type == "cuda"}
-        plugin = self.trainer.precision_plugin
-        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-        average = self.generator_ema
+        average, scaler = self.generator_ema, self._scaler
         return Iteration(
             generator=self.generate,
             discriminator=self.logits,

@@ -33,13 +33,14 @@ from bngan.checkpoint import (
     read_checkpoint,
 )
 from bngan.data import ImageDataModule
+from bngan.distributed import print0
 from bngan.errors import UsageError
 from bngan.explain import explain, filter_warnings
 from bngan.gan import GAN
 from bngan.recipes import CLASSES, DEFAULT_CONFIG, check_class, flatten, names_foreign_code, read_config, to_yaml
 from bngan.rendezvous import agree_on_port
 from bngan.run import Location, Start
-from bngan.trainer import Trainer, as_list, print0
+from bngan.trainer import Trainer, as_list
 
 # Settings of a run that decide what it comes to or what is measured of it: to go on with others takes --override.
 FROZEN = {
@@ -111,7 +112,7 @@ class GanCLI(LightningCLI):
             trainer_class=Trainer,
             trainer_defaults={"callbacks": [TensorBoardLayout()]},
             seed_everything_default=0,
-            parser_kwargs={**parser_options, command: parser_options},  # pyright: ignore[reportArgumentType]  # of two kinds
+            parser_kwargs={"prog": "bngan", **parser_options, command: parser_options},  # pyright: ignore[reportArgumentType]
             args=settings,
             auto_configure_optimizers=False,
             # It would store the name of a function in the checkpoint, to be imported and called when that is loaded.

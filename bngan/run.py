@@ -18,8 +18,8 @@ import torch
 
 from bngan import __version__
 from bngan.checkpoint import iterations, read_checkpoint
+from bngan.distributed import print0
 from bngan.errors import UsageError
-from bngan.trainer import print0
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "numpy")
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")

@@ -2,7 +2,6 @@
 
 import os
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -20,12 +19,11 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from bngan.batchnorm import synchronize
-from bngan.distributed import world_size
+from bngan.distributed import print0, world_size
 from bngan.errors import UsageError
 
 LEAVE_OUT = "bngan has no choice of it; leave it out"
@@ -67,8 +65,6 @@ REFUSED_CALLBACKS: tuple[tuple[type[Callback], str], ...] = (
 )
 # Lightning calls them around its own backward and step; an iteration here is one program.
 UNCALLED_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
-
-print0 = rank_zero_only(partial(print, flush=True))  # on the first rank alone, also before the ranks have met
 
 
 class Trainer(pl.Trainer):

@@ -138,8 +138,11 @@ def test_all_ranks_together_have_every_row_once(ranks: int, monkeypatch: pytest.
     assert torch.equal(torch.stack(found, dim=1).flatten(end_dim=1), rows)
 
 
-def test_rank_0_alone_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, printed in ((0, "once\n"), (1, "")):
-        monkeypatch.setattr("bngan.distributed.rank", lambda number=number: number)
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_rank_0_alone_prints(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    print0("once")
+    assert capsys.readouterr().out == "once\n"
+    for number, printed in ((0, "once\n"), (1, "")):  # before they have met
+        monkeypatch.setenv(name, str(number))
         print0("once")
         assert capsys.readouterr().out == printed

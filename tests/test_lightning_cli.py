@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bngan.cli import main
 from bngan.lightning_cli import FROZEN, MACHINE
 from bngan.recipes import DEFAULT_CONFIG, flatten
+from tests.conftest import REPOSITORY
 
 SMALL = ("--model.hidden_dim=4", "--metrics.num_samples=0", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0")
 ITERATIONS = 4
@@ -155,6 +156,22 @@ def test_checkpoint_outside_a_run_brings_its_networks_and_data(run: Path, capsys
     assert "lies in no folder of a run" in capsys.readouterr().out
     (begun,) = others(run)
     assert record(begun)["parent"] == {"folder": ".", "iteration": 4}
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_checkpoint_of_the_version_before_is_gone_on_from(
+    network: str, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = REPOSITORY / "tests" / "golden" / f"0.1-{network}.ckpt"
+    before = torch.load(old, weights_only=True)
+    arguments = (f"--ckpt_path={old}", f"--data.root={mnist_root}", *SMALL[1:])
+    assert main(["fit", *arguments, "--trainer.max_steps=22"]) == 0
+    (begun,) = Path("runs/mnist").iterdir()
+    content = last(begun)
+    assert int(content["state_dict"]["iteration"]) == content["global_step"] == 22
+    steps = [state["state"][0]["step"] for state in content["optimizer_states"]]
+    assert steps == [state["state"][0]["step"] + 2 for state in before["optimizer_states"]]
 
 
 def test_nothing_left_to_do_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bngan import distributed
 from bngan.checkpoint import upgrade
@@ -35,12 +36,12 @@ class Stopped(SystemExit):
 class CheckpointSaver(Checkpoint):
     """Keeps `checkpoints/last.ckpt`, renewed every epoch, and `checkpoints/best.ckpt`, the one of the best metric.
 
-    Where epochs are short, last.ckpt is renewed at the end of so few of them that it takes no more than a fiftieth of the time,
-    and at the end of the run.
+    last.ckpt is renewed after every validation as well, and at the end of the run. Where epochs are short, it is renewed at the
+    end of so few of them that it takes no more than a fiftieth of the time.
 
-    SIGINT (Ctrl-C), SIGTERM or SIGHUP (a terminal that is closed; not under nohup) to any rank stops all of them after the same
-    iteration, or within a validation, with a last.ckpt of that iteration: the run goes on from it as if it had not stopped. A
-    second one ends that process at once.
+    In training SIGINT (Ctrl-C), SIGTERM or SIGHUP (the terminal is closed, but not under nohup) to any rank stops all of them
+    after the same iteration, or within a validation, with a last.ckpt of that iteration, and the run goes on from it as if it
+    had not stopped. A second one ends that process at once.
 
     Args:
         monitor: metric of validation by which the best is chosen.
@@ -74,49 +75,49 @@ class CheckpointSaver(Checkpoint):
         self.best = math.inf if mode == "min" else -math.inf
         self.best_iteration = -1
         self._missed = False
-        self._validation_is_due = False
+        self._epoch, self._validation_is_due = 0, False  # of the last iteration, and after it
         self._signal = 0
         self._handlers: dict[signal.Signals, Any] = {}
-        # Of last.ckpt.
-        self._iteration, self._saved_at, self._saving_took = -1, time.monotonic(), 0.0  # seconds
+        self._saved_iteration, self._saved_at, self._saving_took = -1, time.monotonic(), 0.0  # last.ckpt's; seconds
 
     def setup(self, trainer: Trainer, pl_module: GAN, stage: str) -> None:
         self._folder = run_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
-        self._iteration, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved_at, self._epoch = time.monotonic(), trainer.current_epoch
         # Lightning's own handlers, which these replace, send a message to the other ranks from within.
         if threading.current_thread() is threading.main_thread():
             ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []
-            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS if number not in ignored}
+            self._handlers = {signum: signal.signal(signum, self._ask) for signum in SIGNALS if signum not in ignored}
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         self._give_back_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: GAN, exception: BaseException) -> None:
         self._give_back_signals()
+        if isinstance(exception, SIGTERMException):  # which came before training began, and has no status
+            raise _stopped(trainer, signal.SIGTERM) from exception
         if isinstance(exception, NonFiniteLoss) and _was_launched_by_another(trainer):
             raise Stopped(0) from exception  # all ranks have come here, and the first one tells
         if isinstance(exception, Stopped):
-            # Not where it was raised: within a validation G may have had other statistics there.
-            if self._iteration != trainer.global_step:
+            if self._saved_iteration != trainer.global_step:
                 self._save(trainer, "last")
             self._tell_where_it_stopped(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
         iteration = trainer.global_step
-        self._validation_is_due = _validates_after(trainer, batch_idx)
-        number, late = 0, False
+        self._epoch, self._validation_is_due = trainer.current_epoch, _validates_after(trainer, batch_idx)
+        signum, late = 0, False
         if trainer.world_size == 1 or pl_module.device.type == "cpu" or iteration % ASK_EVERY_ON_GPU == 0:
-            number, late = self._agree(trainer, math.inf if self.every_minutes is None else 60 * self.every_minutes)
+            signum, late = self._agree(trainer, math.inf if self.every_minutes is None else 60 * self.every_minutes)
         due = self.every_n_iterations is not None and iteration % self.every_n_iterations == 0
-        stops = number > 0 and iteration < pl_module.total_iterations
+        stops = signum > 0 and iteration < pl_module.total_iterations
         if due and self.keep_all:
             self._save(trainer, f"iteration-{iteration:06d}")
         if due or late or stops:
             self._save(trainer, "last")
         if stops:
-            raise _stopped(trainer, number)
+            raise _stopped(trainer, signum)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int, dataloader_idx: int = 0
@@ -126,21 +127,21 @@ class CheckpointSaver(Checkpoint):
     def stop_if_asked(self, trainer: Trainer) -> None:
         """Stop the run within a validation if any rank was asked to; all ranks must come here equally often.
 
-        The checkpoint is that of the iteration before, and who goes on from it validates first.
+        The checkpoint is that of the iteration before, and who goes on from it validates first. on_exception saves it, since G
+        may have other statistics here.
 
         Raises:
             Stopped: if so.
         """
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and (number := self._agree(trainer)[0]):
-            raise _stopped(trainer, number)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and (signum := self._agree(trainer)[0]):
+            raise _stopped(trainer, signum)
 
     def on_validation_end(self, trainer: Trainer, pl_module: GAN) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validation_is_due = False
         self._keep_best(trainer)
-        if self._iteration == trainer.global_step:  # who goes on from it would validate, and log that, a second time
-            self._save(trainer, "last")
+        self._save(trainer, "last")  # who went on from the one before would validate, and log that, a second time
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: GAN) -> None:
         _, late = self._agree(trainer, LEAST_BETWEEN_SAVES * self._saving_took)
@@ -148,7 +149,9 @@ class CheckpointSaver(Checkpoint):
             self._save(trainer, "last")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: GAN, checkpoint: dict[str, Any]) -> None:
-        _go_back_to_end_of_iteration(checkpoint["loops"]["fit_loop"], trainer.global_step, self._validation_is_due)
+        if trainer.global_step > 0:
+            fit_loop = checkpoint["loops"]["fit_loop"]
+            _go_back_to_end_of_iteration(fit_loop, trainer.global_step, self._epoch, self._validation_is_due)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_iteration": self.best_iteration, "validation_is_due": self._validation_is_due}
@@ -178,16 +181,16 @@ class CheckpointSaver(Checkpoint):
         distributed.average_buffers(trainer.lightning_module)
         trainer.save_checkpoint(self._folder / "checkpoints" / f"{name}.ckpt")
         if name == "last":
-            self._iteration, self._saved_at = trainer.global_step, time.monotonic()
+            self._saved_iteration, self._saved_at = trainer.global_step, time.monotonic()
             self._saving_took = self._saved_at - began
 
-    def _ask(self, number: int, _: object) -> None:
-        self._signal = number
-        signal.signal(number, signal.SIG_DFL)
+    def _ask(self, signum: int, _: object) -> None:
+        self._signal = signum
+        signal.signal(signum, signal.SIG_DFL)
 
     def _give_back_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
         self._handlers = {}
 
     def _agree(self, trainer: Trainer, seconds: float = math.inf) -> tuple[int, bool]:
@@ -196,7 +199,7 @@ class CheckpointSaver(Checkpoint):
         if trainer.world_size == 1:
             return self._signal, late
         everyone = distributed.all_gather(torch.tensor([self._signal, late], device=trainer.strategy.root_device)).tolist()
-        return max(number for number, _ in everyone), bool(everyone[0][1])
+        return max(signum for signum, _ in everyone), bool(everyone[0][1])
 
     def _tell_where_it_stopped(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
@@ -223,27 +226,35 @@ def _was_launched_by_another(trainer: Trainer) -> bool:
     return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
 
 
-def _stopped(trainer: Trainer, number: int) -> Stopped:
+def _stopped(trainer: Trainer, signum: int) -> Stopped:
     # A process that the first one has started must not end as if it had crashed, or that one is killed.
-    return Stopped(0 if _was_launched_by_another(trainer) else 128 + number)
+    return Stopped(0 if _was_launched_by_another(trainer) else 128 + signum)
 
 
-def _go_back_to_end_of_iteration(fit_loop: dict[str, Any], iteration: int, validation_is_due: bool) -> None:
+def _go_back_to_end_of_iteration(fit_loop: dict[str, Any], iteration: int, epoch: int, validation_is_due: bool) -> None:
     """Let the Trainer's saved loops stand where their last iteration has ended and nothing after it has begun.
 
     From there the Trainer goes on alike whatever its settings. From other places it repeats an epoch's end where max_steps is
     set, takes an epoch that max_steps cut short for a whole one, and leaves out a validation that was due. That one is saved as
     begun, so that it is done.
+
+    Args:
+        fit_loop: state of the loops, which is changed.
+        iteration: iterations done.
+        epoch: number of the last one's epoch, from 0.
+        validation_is_due: whether a validation follows it.
     """
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = iteration - 1
+    begun = int(validation_is_due)
     for count in ("total", "current"):
-        epochs = fit_loop["epoch_progress"][count]["completed"]
-        fit_loop["epoch_progress"][count] |= {"ready": epochs + 1, "started": epochs + 1, "processed": epochs}
+        fit_loop["epoch_progress"][count] = _progress(epoch + 1, epoch)
         batches = fit_loop["epoch_loop.batch_progress"][count]
-        batches["completed"] = batches["processed"] - (not validation_is_due)
-        begun = int(validation_is_due)
-        validation = {"ready": begun, "started": begun, "processed": 0, "completed": 0}
-        fit_loop["epoch_loop.val_loop.batch_progress"][count] = validation
+        batches["completed"] = batches["processed"] - 1 + begun
+        fit_loop["epoch_loop.val_loop.batch_progress"][count] = _progress(begun, 0)
+
+
+def _progress(begun: int, done: int) -> dict[str, int]:
+    return {"ready": begun, "started": begun, "processed": done, "completed": done}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 
-from bngan import distributed
+from bngan import GAN, distributed
 from bngan.callbacks import AtomicCheckpointIO, CheckpointSaver
 from bngan.callbacks.saving import SIGNALS, Stopped
 from bngan.errors import UsageError
+from tests.test_gan import images, tiny, trainer
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,18 @@ def test_write_that_fails_says_why_and_leaves_the_checkpoint_before(tmp_path: Pa
     assert torch.load(target, weights_only=True) == {"iteration": 5}
 
 
+def test_checkpoint_made_after_training_is_that_of_its_end(tmp_path: Path) -> None:
+    first = trainer(tmp_path, CheckpointSaver(), max_epochs=2, enable_checkpointing=True)
+    first.fit(tiny(), images(batches=3))
+    first.save_checkpoint(tmp_path / "after.ckpt")
+    paths = (tmp_path / "checkpoints" / "last.ckpt", tmp_path / "after.ckpt")
+    last, after = (torch.load(path, weights_only=True) for path in paths)
+    assert after["loops"] == last["loops"]
+    longer = trainer(tmp_path / "longer", CheckpointSaver(), max_epochs=3, enable_checkpointing=True)
+    longer.fit(tiny(), images(batches=3), ckpt_path=paths[1])
+    assert (longer.global_step, longer.current_epoch) == (9, 3)
+
+
 def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_in_a_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.Tensor] = []
 
@@ -65,7 +79,7 @@ def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_in_a_validation(
     monkeypatch.setattr(distributed, "all_gather", all_gather)
     trainer: Any = SimpleNamespace(world_size=2, sanity_checking=False, state=SimpleNamespace(fn="fit"), fast_dev_run=True)
     trainer.strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer.enable_validation, trainer.check_val_every_n_epoch = False, 1
+    trainer.enable_validation, trainer.check_val_every_n_epoch, trainer.current_epoch = False, 1, 0
     gan: Any = SimpleNamespace(device=torch.device("meta"), total_iterations=1000)
     saver = CheckpointSaver()
     saver.setup(trainer, gan, "fit")
@@ -83,7 +97,7 @@ def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_in_a_validation(
 
 @pytest.mark.parametrize("ending", ["on_train_end", "on_exception"])
 def test_signals_are_taken_for_training_alone_and_not_where_they_are_ignored(ending: str) -> None:
-    trainer: Any = SimpleNamespace(global_step=0)
+    trainer: Any = SimpleNamespace(global_step=0, current_epoch=0)
     gan: Any = None
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -98,9 +112,18 @@ def test_signals_are_taken_for_training_alone_and_not_where_they_are_ignored(end
         signal.signal(signal.SIGHUP, before)
 
 
+def test_signal_before_training_ends_the_run_with_its_status(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=str(128 + signal.SIGTERM)):
+        trainer(tmp_path, Stop(), CheckpointSaver(), enable_checkpointing=True).fit(tiny(), images())
+
+
 def test_training_outside_the_main_thread_takes_no_signals() -> None:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    trainer: Any = SimpleNamespace(global_step=0)
+    trainer: Any = SimpleNamespace(global_step=0, current_epoch=0)
     gan: Any = None
     failed: list[Exception] = []
 

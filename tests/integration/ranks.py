@@ -24,7 +24,7 @@ from bngan.trainer import Trainer
 from tests.conftest import REPOSITORY
 
 BATCH = 32
-ITERATIONS = 20
+ITERATIONS = 10
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
 
@@ -76,7 +76,7 @@ def fit(
 
 
 def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the state and the latents of this rank after 20 iterations."""
+    """Return the state and the latents of this rank after its iterations."""
     synchronized = settings.pop("synchronized")
     seed_everything(0, verbose=False)
     gan = GAN(**{"image_shape": (1, 4, 4), "latent_dim": 8, "hidden_dim": 8, "instance_noise": 0.1, **settings})

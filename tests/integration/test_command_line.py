@@ -363,7 +363,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
         assert all(bool(value.isfinite().all()) for value in weights)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_bare_command_reaches_its_promise(train: Command, tmp_path: Path) -> None:
     start = time.monotonic()
     done = train("fit", cwd=tmp_path, timeout=1200)
