@@ -24,8 +24,12 @@ BATCH_STAGES = ("ready", "started", "processed", "completed")
 Content = dict[str, Any]
 
 
-def read_checkpoint(path: Path) -> Content:
+def read_checkpoint(path: Path, *, mmap: bool = False) -> Content:
     """Return a checkpoint's content, on the CPU and in this version's names, without running any code that it may hold.
+
+    Args:
+        path: of the file.
+        mmap: whether a tensor is read off the disk only when it is used.
 
     Raises:
         UsageError: if the file is missing, damaged, or not a bngan checkpoint that this version can use.
@@ -35,7 +39,7 @@ def read_checkpoint(path: Path) -> Content:
     try:
         with warnings.catch_warnings():  # that a file is none of torch's is said below
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise UsageError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); use another one") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
@@ -140,14 +144,6 @@ def check_training(checkpoint: Path, content: Content) -> None:
 def iterations(content: Content) -> int:
     """Return how many iterations the networks of a checkpoint were trained for."""
     return int(content["state_dict"]["iteration"])
-
-
-def config_beside(checkpoint: Path) -> Path | None:
-    """Return the config.yaml of the run in whose folder the checkpoint lies, or None if it lies in no run's."""
-    folder = checkpoint.absolute().parent
-    config = folder.parent / "config.yaml"
-    in_a_run = folder.name == "checkpoints" and (folder.parent / "run.json").is_file()
-    return config if in_a_run and config.is_file() else None
 
 
 def other_shape(built: dict[str, Tensor], saved: dict[str, Tensor]) -> str | None:

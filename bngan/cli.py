@@ -7,6 +7,7 @@ import argparse
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -30,6 +31,7 @@ OWN_COMMANDS = {
 }
 SHOW_TRACEBACK = "BNGAN_TRACEBACK"
 LOST_CONTACT = "closed by peer|reset by peer|Broken pipe|caused pair closure|Connection refused|Timed out waiting"
+PROCESSOR_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no error of its own for it
 CHUNK = 500  # samples drawn at a time
 
 
@@ -46,10 +48,14 @@ def main(arguments: list[str]) -> int:
     """
     try:
         _dispatch(arguments)
+        sys.stdout.flush()  # or a reader who is gone is noticed where nothing can be done about it
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2 * bool(stop.code)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as of `bngan fit --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
+        return 128 + signal.SIGPIPE
     except Exception as error:
         status, line = _answer(error)
         if line is None or os.environ.get(SHOW_TRACEBACK):
@@ -66,7 +72,8 @@ def _answer(error: Exception) -> tuple[int, str | None]:
     names = {kind.__name__ for kind in type(error).__mro__}  # to look for torch's errors without importing torch
     if isinstance(error, UsageError | NonFiniteLoss):
         return 2, " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+    full = isinstance(error, RuntimeError) and PROCESSOR_MEMORY in str(error)
+    if full or isinstance(error, MemoryError) or "OutOfMemoryError" in names:
         return (
             2,
             "memory is full; try a smaller --data.batch_size or --model.hidden_dim, or --metrics.chunk if it was measuring",

@@ -1,4 +1,4 @@
-"""The iteration captured once as a CUDA graph and replayed, so that a GPU waits for one launch and not for some 150."""
+"""The iteration captured once as a CUDA graph and replayed: a GPU then waits for one launch, not for one of each kernel."""
 
 import torch
 from torch import Tensor

@@ -26,14 +26,15 @@ from bngan.batchnorm import (
     recorded_statistics,
     running_statistics,
 )
-from bngan.checkpoint import build_gan, config_beside, read_checkpoint
+from bngan.checkpoint import build_gan, read_checkpoint
 from bngan.data import ImageDataModule
 from bngan.errors import UsageError
-from bngan.explain import ABSENT, explain
 from bngan.gan import GAN
 from bngan.images import to_minus1_1
+from bngan.messages import ABSENT, explain
 from bngan.norms import BATCH_COUPLED
 from bngan.recipes import DEFAULT_CONFIG, read_config
+from bngan.run import run_of
 from bngan.trainer import Trainer
 
 Settings = dict[str, Any]
@@ -121,7 +122,7 @@ def _diagnose_checkpoint(path: Path, root: Path | None) -> tuple[str, list[Findi
     content = read_checkpoint(path)
     gan = build_gan(path, content)
     data = content.get("datamodule_hyper_parameters", {})
-    trainer = _trainer_settings(config_beside(path))
+    trainer = _trainer_settings(run_of(path))
     real_images = _real_images(path, data, root, gan.image_shape)
     findings = [
         *examine_settings(content["hyper_parameters"], data, trainer),
@@ -164,10 +165,11 @@ def _checked(path: Path, group: str, kind: type, settings: Settings) -> Settings
     return checked
 
 
-def _trainer_settings(config: Path | None) -> Settings:
-    """Return what a run's config.yaml tells of the Trainer, nothing where it is not there."""
-    if config is None:
+def _trainer_settings(run: Path | None) -> Settings:
+    """Return what a run's config.yaml tells of the Trainer, nothing where there is no run."""
+    if run is None:
         return {}
+    config = run / "config.yaml"
     try:
         content = yaml.safe_load(config.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -18,11 +18,11 @@ from bngan.batching import Batching, discriminate
 from bngan.batchnorm import (
     BatchNorm,
     EvalStatistics,
-    GhostBatchNorm,
     ReferenceBatchNorm,
     at_least_float32,
     batch_norm_layers,
     evaluation_statistics,
+    ghost_groups,
 )
 from bngan.cuda_graph import CudaGraph
 from bngan.ema import EmaBuffers, ExponentialMovingAverage
@@ -217,7 +217,7 @@ class GAN(LightningModule):
 
     @property
     def normalized_together(self) -> int:
-        """How many images pass G together in training, over all ranks where batch norm is synchronized or in ghost groups."""
+        """How many images pass G together in training, over all ranks where batch norm is synchronized."""
         layers = [layer for _, layer in batch_norm_layers(self.generator)]
         whole = any(
             isinstance(layer, nn.SyncBatchNorm) or (isinstance(layer, ReferenceBatchNorm) and layer.synchronized)
@@ -380,14 +380,16 @@ class GAN(LightningModule):
         if len(images) % self.n_critic:
             raise UsageError(f"a batch of {len(images)} images cannot be cut into n_critic = {self.n_critic} equal parts")
         ranks = distributed.world_size()
-        self.check_batch(len(images) // self.n_critic * ranks, ranks)
+        layers = [layer for _, layer in self.batch_norms()]
+        synchronized = all(layer.synchronized for layer in layers if isinstance(layer, ReferenceBatchNorm))
+        self.check_batch(len(images) // self.n_critic * ranks, ranks, synchronized=synchronized)
         if needs_reference(self.discriminator):
-            set_reference(self.discriminator, self.trainer.strategy.broadcast(images))
+            set_reference(self.discriminator, distributed.unshard(images))
 
-    def check_batch(self, size: int, ranks: int = 1) -> None:
+    def check_batch(self, size: int, ranks: int = 1, *, synchronized: bool = True) -> None:
         """Refuse updates on `size` images over all ranks if batch norm cannot be trained on them; see settings.check_batch."""
-        ghost = any(isinstance(layer, GhostBatchNorm) for _, layer in self.batch_norms())
-        check_batch(size, ranks, groups=self.ghost_groups if ghost else None, normalized=any(self.batch_norms()))
+        if any(self.batch_norms()):
+            check_batch(size, ranks, groups=ghost_groups(self), synchronized=synchronized)
 
     # Validation and checkpoints -----------------------------------------------------------------------------------
 

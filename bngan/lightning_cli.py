@@ -27,7 +27,6 @@ from bngan.checkpoint import (
     Content,
     check_networks,
     check_training,
-    config_beside,
     iterations,
     other_shape,
     read_checkpoint,
@@ -35,8 +34,8 @@ from bngan.checkpoint import (
 from bngan.data import ImageDataModule
 from bngan.distributed import print0
 from bngan.errors import UsageError
-from bngan.explain import explain, filter_warnings
 from bngan.gan import GAN
+from bngan.messages import explain, filter_warnings
 from bngan.recipes import CLASSES, DEFAULT_CONFIG, check_class, flatten, names_foreign_code, read_config, to_yaml
 from bngan.rendezvous import agree_on_port
 from bngan.run import Location, Start
@@ -122,7 +121,7 @@ class GanCLI(LightningCLI):
     # The parser ---------------------------------------------------------------------------------------------------
 
     def subcommands(self) -> dict[str, set[str]]:
-        """Leave out the subcommands that are not asked for: each parser of all settings takes 60 ms to build."""
+        """Leave out the subcommands that are not asked for: each parser of all settings takes its time to build."""
         return {self.command: ARGUMENTS}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -176,11 +175,11 @@ class GanCLI(LightningCLI):
         """Return by full name the settings that a checkpoint brings along: for fit its run's, else its networks' and data's."""
         self.content = read_checkpoint(checkpoint)
         check_networks(checkpoint, self.content)
-        config = None if run.run_of(checkpoint) is None else config_beside(checkpoint)
+        folder = run.run_of(checkpoint)
         if self.command == "fit":
             check_training(checkpoint, self.content)
-        if self.command == "fit" and config is not None:
-            settings = read_config(config)
+        if self.command == "fit" and folder is not None:
+            settings = read_config(folder / "config.yaml")
         else:
             model, data = self.content["hyper_parameters"], self.content.get("datamodule_hyper_parameters", {})
             known = {name: data[name] for name in signature(ImageDataModule).parameters if name in data}
@@ -194,7 +193,7 @@ class GanCLI(LightningCLI):
             UsageError: saying what to do.
         """
         now = flatten(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.command])
-        for name in [name for name in recorded if name in now and now[name] != recorded[name]]:
+        for name in [name for name in recorded if name in now and not is_same(name, now[name], recorded[name])]:
             # Measuring may use other data.
             if name in FROZEN and not self.options.override and (self.command == "fit" or not name.startswith("data.")):
                 raise UsageError(
@@ -263,7 +262,7 @@ class GanCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say in a few lines what is about to happen."""
         ranks, batch_size = self.trainer.world_size, self.datamodule.batch_size
-        self.model.check_batch(batch_size, ranks)
+        self.model.check_batch(batch_size, ranks, synchronized=self._settings.trainer.sync_batchnorm)
         shape = " x ".join(map(str, self.model.image_shape))
         rates = f"learning rates G {self.model.hparams['g_lr']:g} and D {self.model.hparams['d_lr']:g}"
         device = self.trainer.strategy.root_device.type
@@ -339,6 +338,11 @@ class RunRecord(SaveConfigCallback):
     def save_config(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Add this start to run.json."""
         run.record(self.start, trainer.strategy.root_device, trainer.world_size)
+
+
+def is_same(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same: a limit of 1 is one batch, and 1.0 is all of them."""
+    return one == other and (type(one) is type(other) or not name.startswith("trainer.limit_"))
 
 
 def _without_foreign_code(recorded: dict[str, Any], given: Namespace) -> dict[str, Any]:

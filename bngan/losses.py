@@ -4,15 +4,14 @@ A new loss is two functions and one line in LOSSES.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bngan.errors import UsageError
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,27 +21,22 @@ class Loss:
     Attributes:
         discriminator: the discriminator's loss, a scalar, from logits (N,) or (N, 1) of real and of fake images.
         generator: the generator's loss, likewise.
-        smoothed: builds the discriminator's loss with real labels of 1 - smoothing; None where labels have no meaning.
+        labelled: whether the discriminator's loss takes a `real_label`, too.
     """
 
-    discriminator: LossFunction
-    generator: LossFunction
-    smoothed: Callable[[float], LossFunction] | None = None
+    discriminator: Callable[..., Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+    labelled: bool = False
 
 
-def cross_entropy_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Binary cross-entropy on logits, the mean of the real and the fake half: ln 2 when D cannot tell (Goodfellow 2014)."""
-    return 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
+def cross_entropy_d(real_logits: Tensor, fake_logits: Tensor, real_label: float = 1.0) -> Tensor:
+    """Binary cross-entropy on logits, the mean of the real and the fake half: ln 2 when D cannot tell (Goodfellow 2014).
 
-
-def smoothed_cross_entropy_d(smoothing: float) -> LossFunction:
-    """One-sided label smoothing: the real label is 1 - smoothing, the fake label stays 0 (Salimans et al. 2016)."""
-
-    def loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        # Cross-entropy with target t is softplus(-x) + (1 - t) x.
-        return cross_entropy_d(real_logits, fake_logits) + 0.5 * smoothing * real_logits.mean()
-
-    return loss
+    A real label below 1 is one-sided label smoothing (Salimans et al. 2016): the fake label stays 0.
+    """
+    # Cross-entropy with label t is softplus(-x) + (1 - t) x.
+    real = F.softplus(-real_logits) + (1 - real_label) * real_logits
+    return 0.5 * (real.mean() + F.softplus(fake_logits).mean())
 
 
 def non_saturating_g(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -55,16 +49,9 @@ def minimax_g(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return -F.softplus(fake_logits).mean()
 
 
-def least_squares_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Squared distance of the logits from the labels 1 and 0 (Mao et al. 2017, equation 9)."""
-    return smoothed_least_squares_d(smoothing=0.0)(real_logits, fake_logits)
-
-
-def smoothed_least_squares_d(smoothing: float) -> LossFunction:
-    def loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        return 0.5 * ((real_logits - (1 - smoothing)).square().mean() + fake_logits.square().mean())
-
-    return loss
+def least_squares_d(real_logits: Tensor, fake_logits: Tensor, real_label: float = 1.0) -> Tensor:
+    """Squared distance of the logits from the labels, real_label and 0 (Mao et al. 2017, equation 9)."""
+    return 0.5 * ((real_logits - real_label).square().mean() + fake_logits.square().mean())
 
 
 def least_squares_g(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -99,9 +86,9 @@ def relativistic_g(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {
-    "non_saturating": Loss(cross_entropy_d, non_saturating_g, smoothed=smoothed_cross_entropy_d),
-    "minimax": Loss(cross_entropy_d, minimax_g, smoothed=smoothed_cross_entropy_d),
-    "least_squares": Loss(least_squares_d, least_squares_g, smoothed=smoothed_least_squares_d),
+    "non_saturating": Loss(cross_entropy_d, non_saturating_g, labelled=True),
+    "minimax": Loss(cross_entropy_d, minimax_g, labelled=True),
+    "least_squares": Loss(least_squares_d, least_squares_g, labelled=True),
     "hinge": Loss(hinge_d, hinge_g),
     "wasserstein": Loss(wasserstein_d, wasserstein_g),
     "relativistic": Loss(relativistic_d, relativistic_g),
@@ -119,10 +106,10 @@ def find_loss(name: str, label_smoothing: float = 0.0) -> Loss:
     loss = LOSSES[name]
     if not label_smoothing:
         return loss
-    if loss.smoothed is None:
-        having = ", ".join(sorted(key for key, value in LOSSES.items() if value.smoothed))
+    if not loss.labelled:
+        having = ", ".join(sorted(key for key, value in LOSSES.items() if value.labelled))
         raise UsageError(f"label_smoothing means nothing for the {name} loss, which has no labels; it works with {having}")
-    return Loss(loss.smoothed(label_smoothing), loss.generator)
+    return replace(loss, discriminator=partial(loss.discriminator, real_label=1 - label_smoothing))
 
 
 def zero_centered_penalty(images: Tensor, logits: Tensor) -> Tensor:

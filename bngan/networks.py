@@ -6,13 +6,12 @@ All are plain PyTorch. A discriminator gives probabilities when called and logit
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bngan.errors import UsageError
-from bngan.norms import CENTERING, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
+from bngan.norms import CENTERING, DEFAULT_NORM_SETTINGS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
 
 LARGEST_FIRST_SIDE = 4  # of G's first layer, and of D's last
 
@@ -25,7 +24,7 @@ class Generator(nn.Module):
         output_dim: number of values in an image.
         hidden_dim: width of the first hidden layer; the second is twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
-        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
+        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
     """
 
     def __init__(
@@ -34,11 +33,11 @@ class Generator(nn.Module):
         output_dim: int = 784,
         hidden_dim: int = 128,
         norm: str = "batch",
-        **norm_settings: Unpack[NormSettings],
+        norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
     ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim)
-        normalized = find_norm(norm, **norm_settings)
+        normalized = find_norm(norm, norm_settings)
         self.input_dim = input_dim
         self.net = nn.Sequential(
             *normalized(nn.Linear(input_dim, hidden_dim)),
@@ -67,8 +66,8 @@ class Discriminator(nn.Module):
         input_dim: number of values in an image.
         hidden_dim: width of the second hidden layer; the first is twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
-        dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
-        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
+        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
     """
 
     def __init__(
@@ -76,12 +75,12 @@ class Discriminator(nn.Module):
         input_dim: int = 784,
         hidden_dim: int = 128,
         norm: str = "batch",
+        norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
         dropout: float = 0.0,
-        **norm_settings: Unpack[NormSettings],
     ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
-        normalized = find_norm(norm, **norm_settings)
+        normalized = find_norm(norm, norm_settings)
         self.input_dim = input_dim
         self.net = nn.Sequential(
             *normalized(nn.Linear(input_dim, hidden_dim * 2)),
@@ -127,7 +126,7 @@ class ConvGenerator(nn.Module):
         size: side of the square images: 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, 80, 96, 128...).
         width: number of filters of the last hidden layer; each earlier one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
-        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
+        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class ConvGenerator(nn.Module):
         size: int = 28,
         width: int = 64,
         norm: str = "batch",
-        **norm_settings: Unpack[NormSettings],
+        norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
     ) -> None:
         super().__init__()
         _check_positive(input_dim=input_dim, channels=channels, width=width)
@@ -145,7 +144,7 @@ class ConvGenerator(nn.Module):
         sides = [base * 2**level for level in range(doublings + 1)]
         if base > LARGEST_FIRST_SIDE:
             sides.insert(0, (base + 1) // 2)
-        normalized = find_norm(norm, **norm_settings)
+        normalized = find_norm(norm, norm_settings)
         bias = norm not in CENTERING
         self.input_dim = input_dim
         filters = [width * min(2**level, 8) for level in reversed(range(len(sides) - 1))]
@@ -182,8 +181,8 @@ class ConvDiscriminator(nn.Module):
         size: side of the square images, as for ConvGenerator.
         width: number of filters of the first layer; each later one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer but the first.
-        dropout: share of each hidden layer's activations dropped in training; 0 builds no dropout layer.
-        norm_settings: eps and momentum of batch norm (unset: 1e-5 and 0.1) and groups of ghost batch norm.
+        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
     """
 
     def __init__(
@@ -192,8 +191,8 @@ class ConvDiscriminator(nn.Module):
         size: int = 28,
         width: int = 64,
         norm: str = "batch",
+        norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
         dropout: float = 0.0,
-        **norm_settings: Unpack[NormSettings],
     ) -> None:
         super().__init__()
         _check_positive(channels=channels, width=width)
@@ -201,7 +200,7 @@ class ConvDiscriminator(nn.Module):
         if last_side > LARGEST_FIRST_SIDE:
             last_side, halvings = last_side // 2, halvings + 1
         self.image_shape = (channels, size, size)
-        normalized = find_norm(norm, **norm_settings)
+        normalized = find_norm(norm, norm_settings)
         bare = normalized if norm == "spectral" else find_norm("none")
         bias = norm not in CENTERING
         filters = [width * min(2**level, 8) for level in range(halvings)]
@@ -262,19 +261,19 @@ def build_networks(
         UsageError: if there is no such kind, or if the networks cannot have that shape.
     """
     channels, height, width = image_shape
-    settings: NormSettings = {"eps": bn_eps, "momentum": bn_momentum, "ghost_groups": ghost_groups}
+    settings = NormSettings(eps=bn_eps, momentum=bn_momentum, ghost_groups=ghost_groups)
     if network == "mlp":
         values = math.prod(image_shape)
         return (
-            Generator(latent_dim, values, hidden_dim, norm=g_norm, **settings),
-            Discriminator(values, hidden_dim, norm=d_norm, dropout=d_dropout, **settings),
+            Generator(latent_dim, values, hidden_dim, norm=g_norm, norm_settings=settings),
+            Discriminator(values, hidden_dim, norm=d_norm, norm_settings=settings, dropout=d_dropout),
         )
     if network == "conv":
         if height != width:
             raise UsageError(f"convolutional networks take square images, not {height} x {width}")
         return (
-            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm, **settings),
-            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, dropout=d_dropout, **settings),
+            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm, norm_settings=settings),
+            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, norm_settings=settings, dropout=d_dropout),
         )
     raise UsageError(f"unknown network {network!r}; choose from {', '.join(NETWORKS)}")
 
@@ -341,10 +340,10 @@ def _downsample(source: int, target: int, *, bias: bool) -> Layer:
     return nn.Conv2d(source, target, kernel_size=4, stride=2, padding=1, bias=bias)
 
 
-def _dropout(share: float) -> tuple[nn.Module, ...]:
-    if not 0 <= share < 1:
-        raise UsageError(f"dropout must be in [0, 1), got {share}")
-    return (nn.Dropout(p=share),) if share else ()
+def _dropout(fraction: float) -> tuple[nn.Module, ...]:
+    if not 0 <= fraction < 1:
+        raise UsageError(f"dropout must be in [0, 1), got {fraction}")
+    return (nn.Dropout(p=fraction),) if fraction else ()
 
 
 def _initialize(module: nn.Module, norm: str) -> None:

@@ -1,6 +1,6 @@
 """Stateless randomness: every draw is a function of a seed and of what it is for, never of what was drawn before.
 
-That gives exact resume, one game on any number of ranks, and the same samples on all of them.
+That gives exact resume, one training on any number of ranks, and the same samples on all of them.
 """
 
 from collections.abc import Sequence

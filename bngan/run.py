@@ -77,9 +77,9 @@ def is_run(folder: Path) -> bool:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the folder of the run in which a checkpoint lies, or None."""
+    """Return the folder of the run in which a checkpoint lies, with its run.json and config.yaml, or None."""
     folder = checkpoint.absolute().parent
-    if folder.name != "checkpoints" or not is_run(folder.parent):
+    if folder.name != "checkpoints" or not is_run(folder.parent) or not (folder.parent / "config.yaml").is_file():
         return None
     return folder.parent.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder.parent
 
@@ -118,7 +118,7 @@ def newest_checkpoint(run: Path) -> Path | None:
     found = []
     for path in sorted((run / "checkpoints").glob("*.ckpt")):
         try:
-            found.append((iterations(read_checkpoint(path)), path.stem == "last", path))
+            found.append((iterations(read_checkpoint(path, mmap=True)), path.stem == "last", path))
         except UsageError as error:
             print0(f"Passed over: {error}")
     return max(found, default=(0, False, None))[2]
@@ -143,7 +143,7 @@ def start_of(checkpoint: Path | None, iteration: int, location: Location, *, aut
     run, folder = None if checkpoint is None else run_of(checkpoint), new_folder(location)
     if run is not None and not override and (location.run_id is None or run.absolute() == folder.absolute()):
         newest = newest_checkpoint(run)
-        if newest is not None and iterations(read_checkpoint(newest)) <= iteration:
+        if newest is not None and iterations(read_checkpoint(newest, mmap=True)) <= iteration:
             return Start(run, checkpoint, iteration, begun=True)
     begun = is_run(folder)
     if begun and not (auto and checkpoint is None):

@@ -43,31 +43,26 @@ def check_settings(settings: dict[str, Any]) -> None:
         )
 
 
-def check_batch(size: int, ranks: int, groups: int | None, *, normalized: bool) -> None:
-    """Refuse batches of a size that cannot be trained on.
+def check_batch(size: int, ranks: int, groups: int, *, synchronized: bool) -> None:
+    """Refuse batches of a size that batch norm cannot be trained on.
 
     Args:
         size: images per update over all ranks.
         ranks: number of ranks.
-        groups: groups of ghost batch norm, None where there is none.
-        normalized: whether there is any batch norm.
+        groups: groups into which ghost batch norm cuts what it normalizes, 1 where there is none.
+        synchronized: whether that is the ranks' images together.
 
     Raises:
-        UsageError: if the batch cannot be shared by the ranks or cut into the groups, or is too small for batch norm.
+        UsageError: if the batch cannot be cut into the groups, each on one rank, or if they are too small.
     """
-    if size % ranks:
+    groups_on_all_ranks = max(groups, ranks) if synchronized else groups * ranks
+    if groups > 1 and (size % groups_on_all_ranks or groups_on_all_ranks % ranks):
         raise UsageError(
-            f"a batch of {size} images cannot be shared equally by {ranks} devices; change --data.batch_size to a multiple of "
-            f"{ranks}"
+            f"--model.ghost_groups {groups} must divide the {size} images of --data.batch_size on {ranks} devices, and be a "
+            f"multiple of {ranks} where they are normalized together (--trainer.sync_batchnorm true)"
         )
-    if groups is not None and (size % groups or groups % ranks):
+    if size // groups_on_all_ranks < 2:
         raise UsageError(
-            f"--model.ghost_groups {groups} must divide the {size} images of --data.batch_size and be a multiple of the "
-            f"{ranks} devices"
-        )
-    together = size // (groups or ranks)
-    if normalized and together < 2:
-        raise UsageError(
-            f"batch norm needs at least 2 images at a time on each device, and here has {together}: raise --data.batch_size"
-            + (" or lower --model.ghost_groups" if groups else "")
+            f"batch norm needs at least 2 images at a time on each device, and here has {size // groups_on_all_ranks}: raise "
+            "--data.batch_size" + (" or lower --model.ghost_groups" if groups > 1 else "")
         )

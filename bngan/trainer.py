@@ -42,26 +42,20 @@ COUNTERPARTS = {
     "reload_dataloaders_every_n_epochs": LEAVE_OUT,
     "enable_autolog_hparams": LEAVE_OUT,
 }
-# Lightning's callbacks that do not do here what their names say, and what to use.
+# Lightning's callbacks that would do harm here without a word, and what to use.
 REFUSED_CALLBACKS: tuple[tuple[type[Callback], str], ...] = (
     (
         callbacks.ModelCheckpoint,
         "would save buffers that the devices do not agree on; use --checkpoint.every_n_iterations, --checkpoint.monitor, "
         "--checkpoint.mode and --checkpoint.keep_all",
     ),
-    (callbacks.OnExceptionCheckpoint, "would save what the exception left; use --checkpoint.every_n_iterations"),
     (callbacks.WeightAveraging, "averages D as well, by steps of one optimizer; use --model.ema_decay"),
     (callbacks.StochasticWeightAveraging, "averages D as well, by steps of one optimizer; use --model.ema_decay"),
     (callbacks.GradientAccumulationScheduler, COUNTERPARTS["accumulate_grad_batches"]),
-    (callbacks.BaseFinetuning, "thaws a trained backbone, and a GAN has none; leave it out"),
     (callbacks.LearningRateFinder, "looks for one learning rate, and there are two; set --model.g_lr and --model.d_lr"),
-    (callbacks.LearningRateMonitor, "looks at schedulers; bngan logs train/g_lr and train/d_lr"),
     (callbacks.BatchSizeFinder, "would change what a GAN learns; set --data.batch_size"),
     (callbacks.ModelPruning, "replaces the weights that the optimizers hold; set --model.hidden_dim"),
-    (callbacks.ThroughputMonitor, "counts steps of one optimizer; bngan prints images/s itself"),
     (callbacks.Timer, "cannot be recorded in config.yaml; use --trainer.max_time"),
-    (callbacks.RichProgressBar, "would be a second bar; --trainer.enable_progress_bar false turns off bngan's own"),
-    (callbacks.TQDMProgressBar, "would be a second bar; --trainer.enable_progress_bar false turns off bngan's own"),
 )
 # Lightning calls them around its own backward and step; an iteration here is one program.
 UNCALLED_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")

@@ -11,7 +11,7 @@ import pytest
 from bngan.data import mnist
 
 REPOSITORY = Path(__file__).parents[1]
-# One alternation's worth of a run, measured by few samples: for tests that look at the machinery, not at the digits.
+# A few iterations of a run, measured by few samples: for tests that look at the machinery, not at the digits.
 QUICK = ("--trainer.max_steps=10", "--metrics.num_samples=200", "--trainer.accelerator=cpu")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bngan import GAN
-from bngan.checkpoint import RENAMED, Content, check_training, config_beside, iterations, load_gan, read_checkpoint, upgrade
+from bngan.checkpoint import RENAMED, Content, check_training, iterations, load_gan, read_checkpoint, upgrade
 from bngan.errors import UsageError
 from bngan.images import to_uint8
 from tests.conftest import REPOSITORY
@@ -75,17 +75,19 @@ def test_training_goes_on_only_from_a_checkpoint_that_has_all_it_needs(
         check_training(saved[1], change(content))
 
 
-def test_config_is_that_of_the_run_in_which_the_checkpoint_lies(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    (run / "config.yaml").write_text("name: a")
-    assert config_beside(checkpoint) is None
-    (run / "run.json").write_text("{}")
-    assert config_beside(checkpoint) == run / "config.yaml"
-    assert config_beside(run / "last.ckpt") is None
-    (run / "config.yaml").unlink()
-    assert config_beside(checkpoint) is None
+def test_mapped_checkpoint_is_the_same_and_is_read_when_it_is_used(saved: tuple[GAN, Path]) -> None:
+    path = saved[1]
+    whole, mapped = (read_checkpoint(path, mmap=mmap)["state_dict"] for mmap in (False, True))
+    assert whole.keys() == mapped.keys()
+    for name, value in whole.items():
+        assert torch.equal(mapped[name], value), name
+    largest = max(whole, key=lambda name: whole[name].numel())
+    weight = whole[largest].numpy().tobytes()
+    with path.open("r+b") as file:  # changed in its place, which shows whose values still lie on the disk
+        file.seek(path.read_bytes().index(weight))
+        file.write(bytes(len(weight)))
+    assert mapped[largest].count_nonzero() == 0
+    assert whole[largest].count_nonzero() > 0
 
 
 # Version 0.1's ----------------------------------------------------------------------------------------------------------

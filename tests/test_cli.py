@@ -1,6 +1,7 @@
 """The front door: help at once, each command by its name, and what went wrong told by a line and a status."""
 
 import errno
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,17 @@ def test_help_tells_options_and_settings_and_the_rest_is_elsewhere(command: str,
     assert "--weights_only" not in everything
 
 
+def test_reader_who_is_gone_is_no_defect() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bngan", "fit", "--help"], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]])
 def test_help_answers_at_once(arguments: list[str]) -> None:
     start = time.monotonic()
@@ -65,12 +77,18 @@ def test_help_answers_at_once(arguments: list[str]) -> None:
 # What went wrong ----------------------------------------------------------------------------------------------------------
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes. Error code 12"
 STATUSES: dict[str, tuple[BaseException, int, str | None]] = {
     # what a command raises, its status, and words of the line, or None for a traceback
     "a person's mistake": (UsageError("no such thing;\n  take another"), 2, "no such thing; take another"),
     "loss": (NonFiniteLoss("d_loss is nan at iteration 3"), 2, "d_loss is nan"),
     "memory": (MemoryError(), 2, "--data.batch_size"),
     "a GPU's memory": (OUT_OF_MEMORY, 2, "--data.batch_size"),
+    "a processor's memory": (
+        RuntimeError(f"[enforce fail at alloc_cpu.cpp:124] err == 0. {NO_MEMORY}"),
+        2,
+        "--data.batch_size",
+    ),
     "disk": (OSError(errno.ENOSPC, "last.ckpt could not be written (No space left on device)"), 2, "No space left"),
     "quota": (OSError(errno.EDQUOT, "last.ckpt could not be written (Disk quota exceeded)"), 2, "quota exceeded"),
     "another rank": (RuntimeError("[gloo/pair.cc:81] Connection closed by peer [127.0.0.1]"), 1, "is gone (closed by peer)"),
@@ -81,6 +99,8 @@ STATUSES: dict[str, tuple[BaseException, int, str | None]] = {
     "a library's complaint": (MisconfigurationException("training_step is missing"), 1, None),
     "a defect": (AssertionError("never"), 1, None),
     "a defect in a message": (ValueError("Connection closed by peer"), 1, None),
+    "a defect that speaks of memory": (ValueError(NO_MEMORY), 1, None),
+    "another of torch's errors": (RuntimeError("DefaultCPUAllocator: not enough hands"), 1, None),
 }
 
 

@@ -11,7 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan.cli import main
-from bngan.lightning_cli import FROZEN, MACHINE
+from bngan.lightning_cli import FROZEN, MACHINE, is_same
 from bngan.recipes import DEFAULT_CONFIG, flatten
 from tests.conftest import REPOSITORY
 
@@ -270,3 +270,10 @@ def test_measuring_takes_networks_and_data_from_the_checkpoint(run: Path, capsys
     assert main([*common, f"--ckpt_path={run}", "--data.image_size=16"]) == 2
     assert "images of shape (1, 28, 28), but the data has (1, 16, 16)" in capsys.readouterr().err
     assert main([*common, f"--ckpt_path={run}", "--model.eval_statistics=batch", "--override"]) == 0
+
+
+def test_a_limit_of_one_batch_is_not_the_same_as_of_all() -> None:
+    assert not is_same("trainer.limit_train_batches", 1, 1.0)
+    assert is_same("trainer.limit_train_batches", 1.0, 1.0)
+    assert is_same("model.r1", 1, 1.0)
+    assert not is_same("model.r1", 1.0, 2.0)

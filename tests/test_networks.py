@@ -171,9 +171,9 @@ def test_dropout_is_built_only_where_asked_and_acts_in_training(
     assert not torch.equal(network(x), network(x))
     network.eval()
     assert torch.equal(network(x), network(x))
-    for share in (-0.1, 1.0):
+    for fraction in (-0.1, 1.0):
         with pytest.raises(UsageError, match=r"dropout must be in \[0, 1\)"):
-            build(dropout=share)
+            build(dropout=fraction)
 
 
 # Convolutional networks -----------------------------------------------------------------------------------------------

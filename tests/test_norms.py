@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bngan.batchnorm import GhostBatchNorm, batch_norm_layers
 from bngan.errors import UsageError
-from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, find_norm
+from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
 
 CHANNELS = 12  # in 4 groups of 3
 ROWS, GROUPS = VIRTUAL_REFERENCE_SIZE + 6, 2
@@ -33,7 +33,7 @@ def inputs_of(kind: str) -> Tensor:
 
 
 def normalized(name: str, kind: str) -> nn.Sequential:
-    return nn.Sequential(*find_norm(name, ghost_groups=GROUPS)(layer_of(kind)))
+    return nn.Sequential(*find_norm(name, NormSettings(ghost_groups=GROUPS))(layer_of(kind)))
 
 
 CASES = [(name, kind) for name in sorted(NORMS) for kind in KINDS if (name, kind) != ("instance", "linear")]
@@ -101,7 +101,7 @@ def test_norms_pool_over_different_values(kind: str) -> None:
     x = inputs_of(kind)
     names = ["batch", "ghost", "virtual", "layer", "group", *(["instance"] if kind != "linear" else [])]
     layer = layer_of(kind)
-    outputs = [nn.Sequential(*find_norm(name, ghost_groups=GROUPS)(layer))(x) for name in names]
+    outputs = [nn.Sequential(*find_norm(name, NormSettings(ghost_groups=GROUPS))(layer))(x) for name in names]
     for number, one in enumerate(outputs):
         for other in outputs[:number]:
             assert not torch.allclose(one, other, atol=1e-2)
@@ -117,10 +117,11 @@ def test_reference_norm_and_ghost_norm_of_one_group_equal_batch_norm(name: str, 
 
 
 def test_batch_norms_use_the_papers_numbers() -> None:
+    settings = NormSettings(eps=0.2, momentum=0.3)
     for name in ("batch", "reference", "ghost"):
         ((_, layer),) = batch_norm_layers(normalized(name, "linear"))
         assert (layer.eps, layer.momentum) == (1e-5, 0.1)
-        ((_, layer),) = batch_norm_layers(nn.Sequential(*find_norm(name, eps=0.2, momentum=0.3)(layer_of("linear"))))
+        ((_, layer),) = batch_norm_layers(nn.Sequential(*find_norm(name, settings)(layer_of("linear"))))
         assert (layer.eps, layer.momentum) == (0.2, 0.3)
 
 
@@ -190,14 +191,15 @@ def test_an_unknown_norm_is_refused_with_the_list_of_norms() -> None:
     with pytest.raises(UsageError, match=r"unknown norm 'bacth'; choose from batch, ") as caught:
         find_norm("bacth")
     assert all(name in str(caught.value) for name in NORMS)
+    settings = NormSettings(eps=0.2, momentum=0.3, ghost_groups=4)
     for name, norm in NORMS.items():
-        found = find_norm(name, eps=0.2, momentum=0.3, ghost_groups=4)
+        found = find_norm(name, settings)
         assert isinstance(found, partial)
-        assert (found.func, found.keywords) == (norm, {"eps": 0.2, "momentum": 0.3, "ghost_groups": 4})
+        assert (found.func, found.keywords) == (norm, {"settings": settings})
 
 
 def test_ghost_norm_has_the_groups_it_is_asked_for() -> None:
     for groups in (1, 4):
-        _, norm = find_norm("ghost", ghost_groups=groups)(nn.Linear(7, CHANNELS))
+        _, norm = find_norm("ghost", NormSettings(ghost_groups=groups))(nn.Linear(7, CHANNELS))
         assert isinstance(norm, GhostBatchNorm)
         assert norm.groups == groups

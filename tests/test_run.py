@@ -32,6 +32,7 @@ def write() -> Write:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not run.is_run(folder):
             record(Start(folder), CPU, devices=1)
+            (folder / "config.yaml").write_text("name: mnist")
         for stem, iteration in iterations.items():
             path = folder / "checkpoints" / f"{stem}.ckpt"
             torch.save({"state_dict": {"iteration": torch.tensor(iteration)}, "hyper_parameters": {}}, path)
@@ -118,6 +119,10 @@ def test_a_checkpoint_lies_in_a_run_where_the_run_says_so(write: Write) -> None:
     assert run_of(folder / "checkpoints" / "last.ckpt") == folder
     assert run_of(folder.absolute() / "checkpoints" / "last.ckpt") == folder
     assert run_of(folder / "last.ckpt") is None
+    (folder / "config.yaml").rename(folder / "moved.yaml")
+    assert run_of(folder / "checkpoints" / "last.ckpt") is None
+    (folder / "moved.yaml").rename(folder / "config.yaml")
+    assert run_of(folder / "checkpoints" / "last.ckpt") == folder
     for text in ("{}", "not json", '{"job": [], "command": "of version 0.1"}', "[1]"):
         (folder / "run.json").write_text(text)
         assert run_of(folder / "checkpoints" / "last.ckpt") is None

@@ -77,28 +77,25 @@ def answering(answer: str | None) -> AbstractContextManager[object]:
 
 
 @pytest.mark.parametrize(
-    ("size", "ranks", "groups", "answer"),
+    ("size", "ranks", "groups", "synchronized", "answer"),
     [
-        (2, 1, None, None),
-        (1, 1, None, r"at least 2 images at a time on each device, and here has 1: raise --data.batch_size$"),
-        (4, 2, None, None),
-        (2, 2, None, "at least 2 images at a time on each device, and here has 1"),
-        (5, 2, None, "5 images cannot be shared equally by 2 devices; change --data.batch_size to a multiple of 2"),
-        (8, 1, 4, None),
-        (8, 2, 4, None),
-        (4, 1, 4, "and here has 1: raise --data.batch_size or lower --model.ghost_groups$"),
-        (10, 1, 4, "ghost_groups 4 must divide the 10 images of --data.batch_size"),
-        (12, 2, 3, "ghost_groups 3 must .* be a multiple of the 2 devices"),
+        (2, 1, 1, True, None),
+        (1, 1, 1, True, r"at least 2 images at a time on each device, and here has 1: raise --data.batch_size$"),
+        (4, 2, 1, True, None),
+        (4, 2, 1, False, None),
+        (2, 2, 1, False, "at least 2 images at a time on each device, and here has 1"),
+        (8, 1, 4, True, None),
+        (8, 2, 4, True, None),
+        (4, 1, 4, True, "and here has 1: raise --data.batch_size or lower --model.ghost_groups$"),
+        (10, 1, 4, True, "ghost_groups 4 must divide the 10 images of --data.batch_size"),
+        (12, 2, 3, True, "a multiple of 2 where they are normalized together"),
+        (12, 2, 3, False, None),  # each rank cuts its 6 images into 3 groups
+        (128, 2, 64, True, None),
+        (128, 2, 64, False, "and here has 1: raise --data.batch_size or lower --model.ghost_groups$"),
     ],
 )
 def test_batches_that_batch_norm_cannot_be_trained_on_are_refused(
-    size: int, ranks: int, groups: int | None, answer: str | None
+    size: int, ranks: int, groups: int, synchronized: bool, answer: str | None
 ) -> None:
     with answering(answer):
-        check_batch(size, ranks, groups, normalized=True)
-
-
-@pytest.mark.parametrize(("size", "ranks", "answer"), [(1, 1, None), (2, 2, None), (3, 2, "cannot be shared equally")])
-def test_single_images_can_be_trained_on_without_batch_norm(size: int, ranks: int, answer: str | None) -> None:
-    with answering(answer):
-        check_batch(size, ranks, groups=None, normalized=False)
+        check_batch(size, ranks, groups, synchronized=synchronized)

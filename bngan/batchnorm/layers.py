@@ -11,7 +11,6 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, group, new_group
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bngan.distributed import mean_over_ranks, rank, world_size
 
@@ -198,14 +197,20 @@ class VirtualBatchNorm(nn.Module):
         return f"{self.num_features}, reference_size={self.reference_size}, eps={self.eps}"
 
 
-BatchNorm = _BatchNorm | ReferenceBatchNorm
+TorchBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+BatchNorm = TorchBatchNorm | ReferenceBatchNorm
 
 
 def batch_norm_layers(module: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
     """Yield the dotted name and the layer of each batch norm in the module that keeps running statistics."""
     for name, layer in module.named_modules():
-        if isinstance(layer, _BatchNorm | ReferenceBatchNorm) and layer.running_mean is not None:
+        if isinstance(layer, BatchNorm) and layer.running_mean is not None:
             yield name, layer
+
+
+def ghost_groups(module: nn.Module) -> int:
+    """Return into how many groups the module's ghost norms cut a batch, 1 where there are none."""
+    return max((layer.groups for layer in module.modules() if isinstance(layer, GhostBatchNorm)), default=1)
 
 
 def running_statistics(layer: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -223,7 +228,7 @@ def synchronize(module: nn.Module, device: torch.device) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, ReferenceBatchNorm):
             child.synchronized = True
-        elif isinstance(child, _BatchNorm) and child.running_mean is not None:
+        elif isinstance(child, TorchBatchNorm) and child.running_mean is not None:
             on_gpu = device.type == "cuda"
             layer = nn.SyncBatchNorm.convert_sync_batchnorm(child) if on_gpu else _synchronized(child)
             setattr(module, name, layer.train(child.training))
@@ -258,7 +263,7 @@ def at_least_float32(z: Tensor) -> Tensor:
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
-def _synchronized(layer: _BatchNorm) -> ReferenceBatchNorm:
+def _synchronized(layer: TorchBatchNorm) -> ReferenceBatchNorm:
     twin = ReferenceBatchNorm(layer.num_features, eps=layer.eps, momentum=layer.momentum, synchronized=True)
     twin.weight, twin.bias = layer.weight, layer.bias
     twin.running_mean, twin.running_var = running_statistics(layer)

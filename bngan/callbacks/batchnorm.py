@@ -14,6 +14,7 @@ from bngan.batchnorm import (
     BatchStatistics,
     batch_dependence,
     evaluation_statistics,
+    ghost_groups,
     kl_to_running,
     recorded_statistics,
     running_statistics,
@@ -23,7 +24,7 @@ from bngan.distributed import unshard
 from bngan.errors import UsageError
 from bngan.gan import GAN
 
-# Fewer cannot be split into an image and several sets of batch-mates.
+MATES = 4  # sets of batch-mates for each image whose logit is watched
 LEAST_IMAGES = 16
 
 
@@ -79,6 +80,9 @@ class BatchNormStatistics(Callback):
             return
         # Every rank looks at all images, so that the values do not depend on how many ranks there are.
         real_images = unshard(batch[0])  # (N, C, H, W)
+        groups = ghost_groups(gan.discriminator)
+        whole = (MATES + 1) * groups if groups > 1 else 1  # so that every part of them can be cut into the groups
+        real_images = real_images[: len(real_images) // whole * whole]
         if len(real_images) < LEAST_IMAGES:
             return
         with torch.no_grad():
@@ -86,7 +90,7 @@ class BatchNormStatistics(Callback):
         with evaluation_statistics(gan.discriminator, "batch"):
             for batching in BATCHINGS:
                 blindness = shift_blindness(gan.logits, real_images, fake_images[: len(real_images)], batching)
-                dependence = batch_dependence(gan.logits, real_images, fake_images, batching)
+                dependence = batch_dependence(gan.logits, real_images, fake_images, batching, mates=MATES)
                 for tag, value in (("bn/d_shift_blindness", blindness), ("bn/d_batch_dependence", dependence)):
                     gan.log(f"{tag}/{batching}", value, batch_size=1)
                     if batching == gan.batching:

@@ -39,7 +39,7 @@ def reference_images(data: ImageDataModule, count: int) -> Iterator[tuple[str, T
 
 
 def blurred(images: Tensor) -> Tensor:
-    """Return the images (N, C, H, W) under a Gaussian blur, worked out some at a time: it takes 30 times their memory."""
+    """Return the images (N, C, H, W) under a Gaussian blur, worked out some at a time: it takes many times their memory."""
     result = torch.empty_like(images)
     for target, some in zip(result.split(BLURRED_AT_ONCE), images.split(BLURRED_AT_ONCE), strict=True):
         target.copy_(tv.gaussian_blur(some, [BLUR_KERNEL, BLUR_KERNEL], [BLUR_SIGMA, BLUR_SIGMA]))

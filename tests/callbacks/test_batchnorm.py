@@ -172,6 +172,14 @@ def test_too_few_held_out_images_are_not_looked_at(images_held_out: int, logged:
     assert ("bn/d_shift_blindness" in run.callback_metrics) == logged
 
 
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_held_out_images_that_ghost_groups_do_not_divide_are_looked_at_in_part(batching: Batching, tmp_path: Path) -> None:
+    gan = tiny(d_norm="ghost", ghost_groups=8, batching=batching)
+    run = trainer(tmp_path, BatchNormStatistics(), max_steps=2, limit_train_batches=2)
+    run.fit(gan, images(), images(batch_size=83, batches=1))
+    assert all(0 < float(run.callback_metrics[tag]) <= 1 for tag in TAGS)
+
+
 @pytest.fixture(scope="module")
 def events(mnist_root: Path) -> Iterator[EventAccumulator]:
     every = ("--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1")

@@ -23,7 +23,7 @@ from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.trainer import Trainer
 from tests.conftest import REPOSITORY
 
-BATCH = 32
+BATCH = 64  # of which virtual batch norm needs as many
 ITERATIONS = 10
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 

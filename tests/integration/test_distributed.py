@@ -18,6 +18,8 @@ CASES: dict[str, dict[str, Any]] = {
     "convolutional": {"network": "conv", "image_shape": (1, 16, 16), "hidden_dim": 4},
     "reference norm": {"g_norm": "reference", "d_norm": "reference"},
     "ghost norm": {"g_norm": "ghost", "d_norm": "ghost", "ghost_groups": 4},
+    "virtual norm": {"g_norm": "virtual", "d_norm": "virtual"},
+    "spectral norm": {"g_norm": "spectral", "d_norm": "spectral"},
     "copied buffers": {"ema_buffers": "copy"},
     "R1 and R2": {"d_norm": "layer", "r1": 0.1, "r2": 0.1},
     "gradient penalty": {"d_norm": "layer", "gradient_penalty": 1.0},

@@ -18,9 +18,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan.callbacks import AtomicCheckpointIO, saving
-from bngan.checkpoint import config_beside
 from bngan.cli import main
 from bngan.lightning_cli import FROZEN
+from bngan.run import run_of
 from tests.conftest import REPOSITORY, only_run
 
 # Five iterations an epoch, four epochs, two validations.
@@ -363,8 +363,8 @@ def test_checkpoint_outside_a_run_takes_no_strangers_settings(
 
 
 def test_checkpoint_at_the_root_of_the_disk_has_no_run() -> None:
-    assert config_beside(Path("/last.ckpt")) is None
-    assert config_beside(Path("/checkpoints/last.ckpt")) is None
+    assert run_of(Path("/last.ckpt")) is None
+    assert run_of(Path("/checkpoints/last.ckpt")) is None
 
 
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {

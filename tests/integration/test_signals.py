@@ -102,6 +102,21 @@ def test_signal_stops_every_process_with_a_checkpoint(
     assert errors.count("stopped at iteration") == 1
 
 
+def test_signal_stops_processes_that_were_forked_with_a_checkpoint(mnist_root: Path, tmp_path: Path) -> None:
+    fork = ("--trainer.devices=2", "--trainer.strategy=ddp_notebook", "--images.every_n_iterations=5")
+    process = start(mnist_root, tmp_path, "--metrics.num_samples=0", *fork)
+    try:
+        wait_for(tmp_path, "runs/*/*/samples/iteration-000005.png")
+        (child,) = victims(process, "child")
+        os.kill(child, signal.SIGTERM)
+        _, errors = wait_until_gone(process, seconds=15)
+    finally:
+        kill_all(process)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 5
+
+
 def test_run_under_nohup_outlives_its_terminal(mnist_root: Path, tmp_path: Path) -> None:
     more = ("--metrics.num_samples=0", "--images.every_n_iterations=5")
     process = start(mnist_root, tmp_path, *more, prefix=("nohup",))

@@ -25,12 +25,15 @@ ABSENT = {
 def explain(error: Exception) -> str | None:
     """Say in a line what jsonargparse or Lightning found wrong with what a person gave, or None if it is no such error."""
     text = " ".join(str(error).split())
+    if isinstance(error, ValueError):
+        match = re.search(LONG_INTERVAL, text)
+        return _long_interval(match) if match else None
+    if not isinstance(error, argparse.ArgumentError | MisconfigurationException):
+        return None
     for pattern, put in PLAIN_WORDS:
         if match := re.search(pattern, text):
             return put(match)
-    if isinstance(error, argparse.ArgumentError | MisconfigurationException):
-        return text if len(text) <= 400 else f"{text[:396]} ..."
-    return None
+    return text if len(text) <= 400 else f"{text[:396]} ..."
 
 
 def _wrong_type(match: re.Match[str]) -> str:
@@ -46,6 +49,15 @@ def _no_such_setting(match: re.Match[str]) -> str:
     return f"there is no setting --{name}; {ABSENT.get(name, 'see bngan fit --help')}"
 
 
+def _long_interval(match: re.Match[str]) -> str:
+    return (
+        f"--trainer.val_check_interval {match[1]} is more than the {match[2]} batches of an epoch; add "
+        "--trainer.check_val_every_n_epoch null to count on through epochs"
+    )
+
+
+# The one thing that Lightning finds wrong with a setting by a ValueError.
+LONG_INTERVAL = r"`val_check_interval` \((.*?)\) must be less than or equal to the number of the training batches \((.*?)\)"
 PLAIN_WORDS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r'^Parser key "([\w.]+)": .*?Subtypes: (\[.*?\]) Errors.*Given value: (.*)$', _wrong_type),
     (r'^Parser key "([\w.]+)": Expected a (.*?)\. Got value: (.*)$', _wrong_type),
@@ -62,13 +74,6 @@ PLAIN_WORDS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (
         r"You requested gpu: (.*?) But your machine only has: (.*?)(?: \(|$)",
         lambda match: f"--trainer.devices asks for GPUs {match[1].strip()}, but this machine has {match[2].strip()}",
-    ),
-    (
-        r"`val_check_interval` \((.*?)\) must be less than or equal to the number of the training batches \((.*?)\)",
-        lambda match: (
-            f"--trainer.val_check_interval {match[1]} is more than the {match[2]} batches of an epoch; add "
-            "--trainer.check_val_every_n_epoch null to count on through epochs"
-        ),
     ),
 )
 
