@@ -150,7 +150,14 @@ class GAN(LightningModule):
         self.eval_statistics: EvalStatistics = eval_statistics
         self.cuda_graph, self.tf32 = cuda_graph, tf32
         self.loss = find_loss(loss, label_smoothing)
-        self.schedules = Schedules(d_lr, g_lr, lr_decay_start, instance_noise, instance_noise_end, ema_decay)
+        self.schedules = Schedules(
+            d_lr=d_lr,
+            g_lr=g_lr,
+            lr_decay_start=lr_decay_start,
+            instance_noise=instance_noise,
+            instance_noise_end=instance_noise_end,
+            ema_decay=ema_decay,
+        )
         self.generator, self.discriminator = build_networks(
             network,
             self.image_shape,

@@ -15,7 +15,8 @@ _MASK = (1 << 64) - 1
 class Stream(IntEnum):
     """What a draw is for: draws with different purposes have keys of their own.
 
-    On the CPU torch keeps 32 bits of a seed, so two draws of a run can coincide by chance, once in four billion pairs.
+    The numbers are those of version 0.1, so that a seed draws the same samples. On the CPU torch keeps 32 bits of a seed, so
+    two draws of a run can coincide by chance, once in four billion pairs.
     """
 
     ITERATION = 0
@@ -33,14 +34,14 @@ def key(*parts: int) -> int:
     return state
 
 
-def generator(*parts: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator whose state depends on the integers alone."""
-    return torch.Generator(device=device).manual_seed(key(*parts))
+def generator(*parts: int) -> torch.Generator:
+    """Return a generator on the CPU whose state depends on the integers alone."""
+    return torch.Generator().manual_seed(key(*parts))
 
 
-def normal(shape: Sequence[int], *parts: int, device: torch.device | str = "cpu") -> Tensor:
-    """Draw a standard normal tensor that depends on `shape`, the integers and the kind of device alone."""
-    return torch.randn(tuple(shape), generator=generator(*parts, device=device), device=device)
+def normal(shape: Sequence[int], *parts: int) -> Tensor:
+    """Draw a standard normal tensor, on the CPU, that depends on `shape` and the integers alone."""
+    return torch.randn(tuple(shape), generator=generator(*parts))
 
 
 def sample_latents(start: int, stop: int, latent_dim: int, seed: int) -> Tensor:
