@@ -19,9 +19,9 @@ from bngan.batching import discriminate
 from bngan.batchnorm import (
     BatchNorm,
     BatchStatistics,
-    GhostBatchNorm,
     batch_norm_layers,
     evaluation_statistics,
+    ghost_groups,
     kl_to_running,
     recorded_statistics,
     running_statistics,
@@ -404,7 +404,7 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
     """Give both networks one batch in training mode, real images (N, C, H, W) and as many fakes; change nothing."""
     weight = next(gan.generator.parameters())
     real_images = real_images.to(weight.device, weight.dtype)
-    groups = max((layer.groups for _, layer in batch_norm_layers(gan) if isinstance(layer, GhostBatchNorm)), default=1)
+    groups = ghost_groups(gan)
     real_images = real_images[: len(real_images) // groups * groups]
     z = rng.normal((len(real_images), gan.latent_dim), gan.seed, rng.Stream.PRECISE, 0).to(weight.device, weight.dtype)
     with evaluation_statistics(gan, "batch"):

@@ -142,7 +142,7 @@ class GAN(LightningModule):
         self.automatic_optimization = False
         self.image_shape, self.latent_dim, self.seed = (image_shape[0], image_shape[1], image_shape[2]), latent_dim, seed
         self.batching: Batching = batching
-        self.n_critic, self.ghost_groups, self.d_dropout = n_critic, ghost_groups, d_dropout
+        self.n_critic, self.d_dropout = n_critic, d_dropout
         self.r1, self.r2, self.gradient_penalty = r1, r2, gradient_penalty
         self.update_d_stats_in_g_step = update_d_stats_in_g_step
         self.betas, self.g_clip, self.d_clip = (beta1, beta2), g_clip, d_clip
