@@ -30,13 +30,13 @@ class Loss:
 
 
 def cross_entropy_d(real_logits: Tensor, fake_logits: Tensor, real_label: float = 1.0) -> Tensor:
-    """Binary cross-entropy on logits, the mean of the real and the fake half: ln 2 when D cannot tell (Goodfellow 2014).
+    """Binary cross-entropy on logits, the sum of the real and the fake half: 2 ln 2 when D cannot tell (Goodfellow 2014).
 
     A real label below 1 is one-sided label smoothing (Salimans et al. 2016): the fake label stays 0.
     """
     # Cross-entropy with label t is softplus(-x) + (1 - t) x.
     real = F.softplus(-real_logits) + (1 - real_label) * real_logits
-    return 0.5 * (real.mean() + F.softplus(fake_logits).mean())
+    return real.mean() + F.softplus(fake_logits).mean()
 
 
 def non_saturating_g(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

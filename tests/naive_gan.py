@@ -3,7 +3,6 @@
 It is plain on purpose: losses are logarithms of probabilities, gradients are asked for by name, Adam is written out.
 Where the papers leave a choice, it is bngan's:
 - G is updated on the images of D's last update: the same latents, the same noise.
-- Cross-entropy and least squares are the mean of the real and of the fake half.
 - The first iteration's weights are the average; later its decay is at most 1 - 10 / (iterations + 10).
 - An iteration draws from one generator, for each update of D in this order: noise on the real images (N, C, H, W), latents
   (N, latent_dim), noise on the fakes, and WGAN-GP's place between each pair (N,). Without instance noise, none is drawn.
@@ -123,7 +122,7 @@ def d_objective(loss: str, real: Tensor, fake: Tensor, label_smoothing: float) -
     match loss:
         case "non_saturating" | "minimax":  # Goodfellow et al. 2014, equation 1; smoothed by Salimans et al. 2016, section 3.4
             on_real = label * real.sigmoid().log() + (1 - label) * (1 - real.sigmoid()).log()
-            return -(on_real.mean() + (1 - fake.sigmoid()).log().mean()) / 2
+            return -(on_real.mean() + (1 - fake.sigmoid()).log().mean())
         case "least_squares":  # Mao et al. 2017, equation 9
             return ((real - label) ** 2).mean() / 2 + (fake**2).mean() / 2
         case "hinge":  # Lim & Ye 2017

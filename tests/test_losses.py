@@ -26,7 +26,7 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-CROSS_ENTROPY_D = (softplus(-2) + softplus(1) + softplus(0.5) + softplus(-3)) / 4
+CROSS_ENTROPY_D = (softplus(-2) + softplus(1) + softplus(0.5) + softplus(-3)) / 2
 
 BY_HAND = {
     "non_saturating": (CROSS_ENTROPY_D, (softplus(-0.5) + softplus(3)) / 2),
@@ -55,7 +55,7 @@ def test_cross_entropy_equals_torch() -> None:
     ones, zeros = torch.ones_like(real), torch.zeros_like(fake)
     entropy = F.binary_cross_entropy_with_logits
     loss = LOSSES["non_saturating"]
-    both = entropy(torch.cat([real, fake]), torch.cat([ones, zeros]))
+    both = entropy(real, ones) + entropy(fake, zeros)
     assert_close(loss.discriminator(real, fake), both)
     assert_close(loss.generator(real, fake), entropy(fake, ones))
     assert_close(LOSSES["minimax"].generator(real, fake), -entropy(fake, zeros))
@@ -74,14 +74,34 @@ def test_relativistic_loss_is_the_cross_entropy_of_the_difference() -> None:
     assert abs(float(labelled(real + 3, fake + 3) - labelled(real, fake))) > 0.1
 
 
-def test_losses_start_at_ln_2_when_the_discriminator_cannot_tell() -> None:
+def test_losses_start_at_ln_2_a_half_when_the_discriminator_cannot_tell() -> None:
     undecided, same = torch.zeros(8), torch.full((8,), 1.7)
     ln_2 = torch.tensor(math.log(2))
-    for name in ("non_saturating", "minimax", "relativistic"):
-        torch.testing.assert_close(LOSSES[name].discriminator(undecided, undecided), ln_2)
+    for name, halves in (("non_saturating", 2), ("minimax", 2), ("relativistic", 1)):
+        torch.testing.assert_close(LOSSES[name].discriminator(undecided, undecided), halves * ln_2)
         torch.testing.assert_close(LOSSES[name].generator(undecided, undecided).abs(), ln_2)
     torch.testing.assert_close(LOSSES["relativistic"].discriminator(same, same), ln_2)
-    assert LOSSES["non_saturating"].discriminator(same, same) > ln_2 + 0.1
+    assert LOSSES["non_saturating"].discriminator(same, same) > 2 * ln_2 + 0.1
+
+
+def test_r1_weighs_against_cross_entropy_as_mescheders() -> None:
+    """A linear D of real 1/2 and fake -1/2 is best where the loss's slope, sigmoid(-w / 2), is the penalty's, gamma w."""
+    gamma, real, fake = 10.0, torch.tensor([[0.5]]), torch.tensor([[-0.5]])
+    w = torch.tensor([[0.1]], requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=100, tolerance_grad=1e-10, tolerance_change=1e-12)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        images = real.clone().requires_grad_()
+        loss = LOSSES["non_saturating"].discriminator(images @ w, fake @ w)
+        loss = loss + gamma * zero_centered_penalty(images, images @ w)
+        loss.backward(inputs=[w])
+        return loss
+
+    optimizer.step(step)
+    slope = float(torch.sigmoid(-w / 2))
+    assert float(w) == pytest.approx(slope / gamma, rel=1e-4)  # Mescheder et al. 2018, equations 1 and 9
+    assert float(w) != pytest.approx(slope / (2 * gamma), rel=0.1)
 
 
 def test_hinge_is_zero_beyond_its_margin_alone() -> None:
@@ -131,8 +151,9 @@ def test_extreme_logits_stay_finite(name: str) -> None:
 def test_smoothing_is_cross_entropy_with_a_real_label_below_1_and_a_fake_label_of_0(name: str, smoothing: float) -> None:
     real, fake = torch.randn(2, 50, dtype=torch.float64) * 4
     loss = find_loss(name, smoothing)
-    labels = torch.cat([torch.full_like(real, 1 - smoothing), torch.zeros_like(fake)])
-    assert_close(loss.discriminator(real, fake), F.binary_cross_entropy_with_logits(torch.cat([real, fake]), labels))
+    entropy = F.binary_cross_entropy_with_logits
+    halves = entropy(real, torch.full_like(real, 1 - smoothing)), entropy(fake, torch.zeros_like(fake))
+    assert_close(loss.discriminator(real, fake), sum(halves))
     assert loss.generator is LOSSES[name].generator
     assert not torch.allclose(loss.discriminator(real, fake), LOSSES[name].discriminator(real, fake), atol=1e-3)
 
