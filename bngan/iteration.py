@@ -142,7 +142,7 @@ class OptimizerUpdate:
 
     def __call__(self, loss: Tensor, lr: Tensor) -> Tensor:
         """Take one step of learning rate `lr`, a scalar, and return the gradient's norm before clipping."""
-        parameters = self._group["params"]
+        parameters = [parameter for parameter in self._group["params"] if parameter.requires_grad]
         for parameter in parameters:
             parameter.grad = None
         # Naming the inputs spares the other network's weights their gradients.

@@ -6,7 +6,6 @@ A new norm is one function and one line in NORMS; it may ignore the settings.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -110,9 +109,18 @@ BATCH_COUPLED = frozenset({"batch", "reference", "ghost"})
 def find_norm(name: str, settings: NormSettings = DEFAULT_NORM_SETTINGS) -> Callable[[Layer], Modules]:
     """Return the norm of that name, with these settings where it has them.
 
+    The bias of a layer before a norm that subtracts the mean is frozen at its start: its gradient is 0 but for rounding, which
+    Adam would amplify.
+
     Raises:
         UsageError: if there is none, listing those there are.
     """
     if name not in NORMS:
         raise UsageError(f"unknown norm {name!r}; choose from {', '.join(sorted(NORMS))}")
-    return partial(NORMS[name], settings=settings)
+
+    def normalized(layer: Layer) -> Modules:
+        if name in CENTERING and layer.bias is not None:
+            layer.bias.requires_grad_(False)
+        return NORMS[name](layer, settings)
+
+    return normalized

@@ -160,7 +160,7 @@ class Adam:
     """Kingma & Ba 2015, algorithm 1."""
 
     def __init__(self, network: nn.Module, beta1: float, beta2: float) -> None:
-        self.weights, self.beta1, self.beta2, self.t = [*network.parameters()], beta1, beta2, 0
+        self.weights, self.beta1, self.beta2, self.t = [w for w in network.parameters() if w.requires_grad], beta1, beta2, 0
         self.m, self.v = ([torch.zeros_like(weight) for weight in self.weights] for _ in range(2))
 
     def step(self, loss: Tensor, lr: float, clip: float | None) -> float:

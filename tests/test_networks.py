@@ -248,6 +248,15 @@ def test_sizes_split_exactly_when_they_are_4_to_7_times_a_power_of_two() -> None
                 split_size(size)
 
 
+@pytest.mark.parametrize("norm", sorted(NORMS.keys() - {"instance"}))
+def test_linear_layers_bias_is_not_trained_exactly_where_a_centering_norm_follows(norm: str) -> None:
+    """Its gradient is 0 but for rounding, of which Adam makes steps as large as any."""
+    for network, hidden in ((Generator(norm=norm), 2), (Discriminator(norm=norm), 2)):
+        linear = [module for module in network.net if isinstance(module, nn.Linear)]
+        assert [layer.bias.requires_grad for layer in linear] == [norm not in CENTERING] * hidden + [True]
+        assert all(layer.bias.abs().max() > 0 for layer in linear)  # as torch has made them
+
+
 def test_convolutions_have_no_bias_exactly_where_a_centering_norm_follows() -> None:
     for norm in NORMS:
         networks = [ConvGenerator(10, 1, 32, width=4, norm=norm), ConvDiscriminator(1, 32, width=4, norm=norm)]
