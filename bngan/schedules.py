@@ -25,7 +25,7 @@ class Schedules:
         lr_decay_start: fraction of the run after which both fall linearly to 0; 1 keeps them constant.
         instance_noise: standard deviation of the noise on D's images at the start.
         instance_noise_end: fraction of the run over which it falls linearly to 0.
-        ema_decay: largest decay of the moving average.
+        ema_decay: decay of the moving average.
     """
 
     d_lr: float
@@ -40,6 +40,6 @@ class Schedules:
         done = min(1.0, iteration / total)
         scale = min(1.0, (1 - done) / (1 - self.lr_decay_start)) if self.lr_decay_start < 1 else 1.0
         noise = self.instance_noise * max(0.0, 1 - done / self.instance_noise_end)
-        # Early weights are soon worthless, so the average spans no more than the last tenth of the iterations.
-        decay = min(self.ema_decay, 1 - 10 / (iteration + 11)) if iteration else 0.0
-        return Schedule(d_lr=self.d_lr * scale, g_lr=self.g_lr * scale, instance_noise=noise, ema_weight=1 - decay)
+        # So the average is of the iterations so far, and never of what it began with (Kingma & Ba 2015, section 3).
+        weight = (1 - self.ema_decay) / (1 - self.ema_decay ** (iteration + 1))
+        return Schedule(d_lr=self.d_lr * scale, g_lr=self.g_lr * scale, instance_noise=noise, ema_weight=weight)

@@ -3,7 +3,8 @@
 It is plain on purpose: losses are logarithms of probabilities, gradients are asked for by name, Adam is written out.
 Where the papers leave a choice, it is bngan's:
 - G is updated on the images of D's last update: the same latents, the same noise.
-- The first iteration's weights are the average; later its decay is at most 1 - 10 / (iterations + 10).
+- The moving average is that of the iterations so far, without the weights of the start.
+- A bias in front of batch norm stays as it was.
 - An iteration draws from one generator, for each update of D in this order: noise on the real images (N, C, H, W), latents
   (N, latent_dim), noise on the fakes, and WGAN-GP's place between each pair (N,). Without instance noise, none is drawn.
 """
@@ -76,7 +77,8 @@ class NaiveGAN:
             seen |= self.update_discriminator(real, fake.detach(), recipe.d_lr * lr_scale, rng)  # D's loss does not train G
         seen |= self.update_generator(real, fake, recipe.g_lr * lr_scale)
         if self.average is not None:
-            decay = min(recipe.ema_decay, 1 - 10 / (iteration + 11)) if iteration else 0.0
+            ages = torch.arange(iteration + 1, dtype=torch.float64)
+            decay = 1 - 1 / (recipe.ema_decay**ages).sum().item()
             follow(self.average, self.generator, decay, recipe.ema_buffers)
         return seen
 

@@ -60,14 +60,24 @@ def test_instance_noise_falls_linearly_to_0_at_its_end(end: float, iteration: in
     assert found.instance_noise == pytest.approx(0.4 * fraction)
 
 
-@pytest.mark.parametrize(
-    ("iteration", "weight"),
-    [(0, 1.0), (1, 10 / 12), (2, 10 / 13), (89, 0.1), (988, 10 / 999), (9989, 0.001), (9990, 0.001), (10**6, 0.001)],
-)
-def test_average_spans_a_tenth_of_the_iterations_until_its_decay_takes_over(iteration: int, weight: float) -> None:
-    for total in (1000, math.inf):
-        assert schedules(ema_decay=0.999).at(iteration, total).ema_weight == pytest.approx(weight)
-    assert schedules(ema_decay=0.5).at(iteration, total=1000).ema_weight == pytest.approx(max(weight, 0.5))
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999, 0.9999, 0.99999])
+def test_each_iteration_weighs_in_the_average_by_its_age_and_what_it_began_with_does_not(decay: float) -> None:
+    average, began_with, values = 0.0, 1.0, range(1, 301)
+    for iteration, value in enumerate(values):
+        weight = schedules(ema_decay=decay).at(iteration, total=math.inf).ema_weight
+        average, began_with = (1 - weight) * average + weight * value, (1 - weight) * began_with
+    weights = [decay ** (300 - value) for value in values]
+    assert average == pytest.approx(sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights))
+    assert began_with == 0
+
+
+def test_no_decay_hides_behind_another() -> None:
+    """A larger one spans more of any run, however short."""
+    for iteration in (10, 1000, 9380, 100_000):
+        weights = [schedules(ema_decay=d).at(iteration, math.inf).ema_weight for d in (0.99, 0.999, 0.9995, 0.9999)]
+        assert weights == sorted(weights, reverse=True)
+        assert len(set(weights)) == len(weights)
+    assert schedules(ema_decay=0.999).at(10**6, math.inf).ema_weight == pytest.approx(0.001)
 
 
 def test_nothing_falls_in_a_run_without_an_end() -> None:
