@@ -60,6 +60,9 @@ def upgrade(content: Content) -> Content:
         settings["ema_buffers"] = "precise"
     weights = {name.replace("average.module.", "generator_ema."): value for name, value in content["state_dict"].items()}
     weights.pop("average.n_averaged", None)
+    batch_size = content.get("datamodule_hyper_parameters", {}).get("batch_size")
+    weights.setdefault("normalized_together", torch.tensor(batch_size if isinstance(batch_size, int) else 128))
+    weights.setdefault("discriminator.instance_noise", torch.zeros(()))  # it is not known any more
     states = {RENAMED_CALLBACKS.get(name, name): state for name, state in content.get("callbacks", {}).items()}
     with suppress(KeyError, TypeError, ValueError):  # a stranger's may be anything
         _count_iterations(content["loops"]["fit_loop"], content["global_step"])
@@ -92,7 +95,6 @@ def build_gan(checkpoint: Path, content: Content) -> GAN:
     check_networks(checkpoint, content)
     gan = GAN(**content["hyper_parameters"])
     gan.load_state_dict(content["state_dict"])
-    gan.batch_size = content.get("datamodule_hyper_parameters", {}).get("batch_size", gan.batch_size)
     return gan.eval()
 
 

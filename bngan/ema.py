@@ -4,6 +4,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from bngan.batchnorm import batch_norm_layers, running_statistics
 
 EmaBuffers = Literal["copy", "average", "precise"]
 EMA_BUFFERS: tuple[EmaBuffers, ...] = ("copy", "average", "precise")
@@ -11,6 +14,8 @@ EMA_BUFFERS: tuple[EmaBuffers, ...] = ("copy", "average", "precise")
 
 class ExponentialMovingAverage:
     """Moves a network's weights towards those of another of the same structure.
+
+    What parametrizations keep, such as the singular vectors of spectral norm, is no average: they follow the averaged weights.
 
     Args:
         average: the network that holds the average.
@@ -24,8 +29,13 @@ class ExponentialMovingAverage:
         self._values: list[Tensor] = [*network.parameters()]
         self._copies: list[Tensor] = []
         self._originals: list[Tensor] = []
+        self._parametrizations = [module for module in average.modules() if isinstance(module, ParametrizationList)]
+        running = {id(buffer) for _, layer in batch_norm_layers(average) for buffer in running_statistics(layer)}
+        following = {id(buffer) for module in self._parametrizations for buffer in module.buffers()}
         for own, networks in zip(average.buffers(), network.buffers(), strict=True):
-            moving = buffers == "average" and own.is_floating_point()
+            if id(own) in following:
+                continue
+            moving = buffers == "average" and id(own) in running
             (self._averages if moving else self._copies).append(own)
             (self._values if moving else self._originals).append(networks)
 
@@ -35,3 +45,5 @@ class ExponentialMovingAverage:
         torch._foreach_lerp_(self._averages, self._values, [weight] * len(self._averages))
         if self._copies:
             torch._foreach_copy_(self._copies, self._originals)
+        for parametrization in self._parametrizations:
+            parametrization.train()()  # in training mode spectral norm takes a step of its power iteration

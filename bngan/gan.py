@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bngan import distributed, rng
@@ -18,16 +18,16 @@ from bngan.batching import Batching, discriminate
 from bngan.batchnorm import (
     BatchNorm,
     EvalStatistics,
-    ReferenceBatchNorm,
     at_least_float32,
     batch_norm_layers,
     evaluation_statistics,
     ghost_groups,
+    is_synchronized,
 )
 from bngan.cuda_graph import CudaGraph
 from bngan.ema import EmaBuffers, ExponentialMovingAverage
 from bngan.errors import NonFiniteLoss, UsageError
-from bngan.iteration import Iteration, Observed, OptimizerUpdate
+from bngan.iteration import Iteration, Observed, OptimizerUpdate, Update
 from bngan.losses import find_loss
 from bngan.networks import (
     ConvDiscriminator,
@@ -82,8 +82,7 @@ class GAN(LightningModule):
         instance_noise_end: fraction of the run over which the noise falls linearly to 0.
         g_clip: largest norm of G's gradient; unset means no limit.
         d_clip: largest norm of D's gradient; unset means no limit.
-        ema_decay: decay per iteration of the moving average of G's weights, from which samples are drawn, and at most
-            1 - 10 / (iterations + 10), but 0 in the first iteration; 0 keeps none.
+        ema_decay: decay per iteration of the moving average of G's weights, from which samples are drawn; 0 keeps none.
         ema_buffers: running statistics of that average: copy takes G's own, average averages them like the weights,
             precise works them out anew, on the averaged weights, when samples are drawn.
         eval_statistics: statistics that normalize samples: running, batch (those of the samples' own batch, as in training),
@@ -97,6 +96,7 @@ class GAN(LightningModule):
     discriminator: Discriminator | ConvDiscriminator
     generator_ema: Generator | ConvGenerator | None
     iteration: Tensor
+    normalized_together: Tensor
 
     def __init__(
         self,
@@ -171,8 +171,10 @@ class GAN(LightningModule):
             ghost_groups=ghost_groups,
         )
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False) if ema_decay else None
+        self.discriminator.instance_noise.fill_(instance_noise)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))  # iterations done
-        self.batch_size = 128  # images per update over all devices; known once there is data or a checkpoint
+        # Images that pass a network together in training; known once there is data or a checkpoint.
+        self.register_buffer("normalized_together", torch.tensor(128))
         self.observed: Observed | None = None  # what the last iteration saw
         self._run: Iteration | None = None
         self._graph: CudaGraph | None = None
@@ -194,6 +196,15 @@ class GAN(LightningModule):
         """Return the latents (stop - start, latent_dim) of samples start to stop - 1, the same on every machine."""
         return rng.sample_latents(start, stop, self.latent_dim, seed).to(self._weight)
 
+    def draw_instance_noise(self, count: int, *key: int) -> Tensor:
+        """Return noise (count, C, H, W) as D's images have it at this point of training, the same for the same key."""
+        noise = rng.normal((count, *self.image_shape), self.seed, rng.Stream.PROBE, *key)
+        return self.discriminator.instance_noise * noise.to(self._weight)
+
+    def add_instance_noise(self, images: Tensor, *key: int) -> Tensor:
+        """Return images (N, C, H, W) with such noise: D is looked at on what it is trained on, not on cleaner images."""
+        return images + self.draw_instance_noise(len(images), *key)
+
     @contextmanager
     def sampler(
         self, weights: Weights | None = None, statistics: EvalStatistics | None = None, batch_size: int | None = None
@@ -214,23 +225,13 @@ class GAN(LightningModule):
         if statistics is None:
             precise = network is self.generator_ema and self.ema_buffers == "precise" and self.eval_statistics == "running"
             statistics = "precise" if precise else self.eval_statistics
-        size = batch_size or self.normalized_together
+        size = batch_size or int(self.normalized_together)
         batches = (
             rng.normal((size, self.latent_dim), self.seed, rng.Stream.PRECISE, number).to(self._weight)
             for number in range(PRECISE_BATCHES)
         )
         with evaluation_statistics(network, statistics, batches):
             yield Sampler(network, self.image_shape, self.latent_dim, size if statistics == "batch" else None)
-
-    @property
-    def normalized_together(self) -> int:
-        """How many images pass G together in training, over all ranks where batch norm is synchronized."""
-        layers = [layer for _, layer in batch_norm_layers(self.generator)]
-        whole = any(
-            isinstance(layer, nn.SyncBatchNorm) or (isinstance(layer, ReferenceBatchNorm) and layer.synchronized)
-            for layer in layers
-        )
-        return max(2, self.batch_size // (1 if whole else distributed.world_size()))
 
     def batch_norms(self) -> Iterator[tuple[str, BatchNorm]]:
         """Yield the name and the layer of each batch norm of the two networks."""
@@ -284,8 +285,10 @@ class GAN(LightningModule):
         if due or self.device.type == "cpu":  # reading a loss makes a GPU wait
             self._check_losses()
         if due:
-            values = distributed.mean_over_ranks(torch.stack([value.detach().float() for value in self.observed]))
-            scalars = dict(zip(self.observed._fields, values.tolist(), strict=True))
+            seen = self.observed._asdict()
+            seen |= dict(zip(self.loss.readings, seen.pop("d_readings"), strict=True))
+            values = distributed.mean_over_ranks(torch.stack([value.float() for value in seen.values()]))
+            scalars = dict(zip(seen, values.tolist(), strict=True))
             scalars |= {"d_lr": schedule.d_lr, "g_lr": schedule.g_lr, "instance_noise": schedule.instance_noise}
             for logger in self.loggers:
                 logger.log_metrics({f"train/{name}": value for name, value in scalars.items()}, step=iteration)
@@ -326,16 +329,20 @@ class GAN(LightningModule):
         return torch.as_tensor(lr, device=self.device, dtype=dtype)
 
     def setup(self, stage: str) -> None:
-        """Learn the batch size, by which samples may be normalized, and take on the run's precision and way to multiply."""
+        """Take on the run's precision and way to multiply."""
         # Lightning does so after a checkpoint's weights have come, when float64 has been rounded.
         self.trainer.precision_plugin.convert_module(self)
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self.batch_size = getattr(datamodule, "batch_size", self.batch_size)
         if stage == "fit" and self.trainer.strategy.root_device.type == "cuda":
             torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = self.tf32
             if self.tf32 and self._weight.dtype == torch.float32:
                 distributed.print0("Float32 products go through TF32 (--model.tf32 false: in full precision)")
+
+    def on_fit_start(self) -> None:
+        """Keep how many images training normalizes together, now that batch norm is synchronized or not."""
+        if batch_size := getattr(getattr(self.trainer, "datamodule", None), "batch_size", None):
+            whole = any(is_synchronized(layer) for _, layer in self.batch_norms())
+            self.normalized_together.fill_(batch_size // (1 if whole else distributed.world_size()))
 
     def on_train_start(self) -> None:
         """Put together this run's iteration, now that weights and optimizers are where they will stay."""
@@ -345,31 +352,34 @@ class GAN(LightningModule):
             self.trainer.model.require_backward_grad_sync = False  # the iteration averages gradients itself
         self.observed = None
         self._rng = torch.Generator(device=self.device)
-        self._run = self._build_iteration()
-        # What a profiler is to see must be called.
-        profiler = self.trainer.profiler  # pyright: ignore[reportAttributeAccessIssue]  # set from outside
-        replayed = self.cuda_graph and self.device.type == "cuda" and isinstance(profiler, PassThroughProfiler)
-        self._graph = CudaGraph(self._run, self.device) if replayed else None
-
-    def _build_iteration(self) -> Iteration:
         d_optimizer, g_optimizer = self.trainer.optimizers
         for optimizer in (d_optimizer, g_optimizer):
             (group,) = optimizer.param_groups
             # A checkpoint brings its own, from another device or with other settings, which may have been overridden.
             group |= {"lr": self._lr_tensor(group["lr"]), "betas": self.betas, "capturable": self.device.type == "cuda"}
-        average, scaler = self.generator_ema, self._scaler
+        self._run = self.build_iteration(
+            OptimizerUpdate(d_optimizer, self.d_clip, self._scaler), OptimizerUpdate(g_optimizer, self.g_clip, self._scaler)
+        )
+        # What a profiler is to see must be called.
+        profiler = self.trainer.profiler  # pyright: ignore[reportAttributeAccessIssue]  # set from outside
+        replayed = self.cuda_graph and self.device.type == "cuda" and isinstance(profiler, PassThroughProfiler)
+        self._graph = CudaGraph(self._run, self.device) if replayed else None
+
+    def build_iteration(self, d_update: Update, g_update: Update) -> Iteration:
+        """Return one iteration of training on these networks by these settings, whose updates move D's and G's weights."""
+        average = self.generator_ema
         return Iteration(
             generator=self.generate,
             discriminator=self.logits,
             d_network=self.discriminator,
-            d_update=OptimizerUpdate(d_optimizer, self.d_clip, scaler),
-            g_update=OptimizerUpdate(g_optimizer, self.g_clip, scaler),
+            d_update=d_update,
+            g_update=g_update,
             ema=None if average is None else ExponentialMovingAverage(average, self.generator, self.ema_buffers),
             latent_dim=self.latent_dim,
             loss=self.loss,
             batching=self.batching,
             n_critic=self.n_critic,
-            noisy=self.schedules.instance_noise > 0,
+            instance_noise=self.discriminator.instance_noise if self.schedules.instance_noise else None,
             r1=self.r1,
             r2=self.r2,
             gradient_penalty=self.gradient_penalty,
@@ -387,8 +397,7 @@ class GAN(LightningModule):
         if len(images) % self.n_critic:
             raise UsageError(f"a batch of {len(images)} images cannot be cut into n_critic = {self.n_critic} equal parts")
         ranks = distributed.world_size()
-        layers = [layer for _, layer in self.batch_norms()]
-        synchronized = all(layer.synchronized for layer in layers if isinstance(layer, ReferenceBatchNorm))
+        synchronized = all(is_synchronized(layer) for _, layer in self.batch_norms())
         self.check_batch(len(images) // self.n_critic * ranks, ranks, synchronized=synchronized)
         if needs_reference(self.discriminator):
             set_reference(self.discriminator, distributed.unshard(images))
@@ -406,27 +415,26 @@ class GAN(LightningModule):
         self._validated = 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log D's loss and probabilities on held-out images and fakes, by the statistics that evaluation uses."""
+        """Log D's loss and readings on held-out images and fakes, with training's noise, by evaluation's statistics."""
         real_images = _images(batch)
+        start, count = self._validated, distributed.total(len(real_images), self.device)
+        self._validated += count
         # The images of a batch are dealt out to the ranks in turn, so each meets the fake that one process would give it.
-        stop = self._validated + distributed.total(len(real_images), self.device)
-        fake_images = self.generate(distributed.shard(self.sample_latents(self._validated, stop)))
-        self._validated = stop
-        real_logits, fake_logits = discriminate(self.logits, real_images, fake_images, self.batching)
-        values = {
-            "val/d_loss": self.loss.discriminator(real_logits, fake_logits),
-            "val/d_real": real_logits.sigmoid().mean(),
-            "val/d_fake": fake_logits.sigmoid().mean(),
-        }
+        fake_images = self.generate(distributed.shard(self.sample_latents(start, start + count)))
+        real_noise, fake_noise = distributed.shard(self.draw_instance_noise(2 * count, start)).chunk(2)
+        logits = discriminate(self.logits, real_images + real_noise, fake_images + fake_noise, self.batching)
+        values = {f"val/{name}": value for name, value in zip(self.loss.readings, self.loss.read(*logits), strict=True)}
+        values["val/d_loss"] = self.loss.discriminator(*logits)
         self.log_dict(values, batch_size=len(real_images), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Give validation's plots the same x axis as all others, where Lightning would count from 0."""
-        if self.trainer.state.fn == "fit":
-            self.log("step", float(self.global_step))
+        """Give plots of validation and test the same x axis as all others, where Lightning would count from 0."""
+        self.log("step", float(self.iteration))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Do nothing: a test measures samples, which a callback draws."""
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the images (N, C, H, W) of the samples numbered in batch (N,)."""

@@ -25,12 +25,11 @@ from bngan.schedules import Schedule
 
 
 class Observed(NamedTuple):
-    """What an iteration saw on this rank: scalars on the device, of G's update and of the last one of D."""
+    """What an iteration saw on this rank, on the device: scalars of G's update and of the last one of D."""
 
     d_loss: Tensor  # without penalties
     g_loss: Tensor
-    d_real: Tensor  # D's mean probability of real images
-    d_fake: Tensor
+    d_readings: Tensor  # (2,), what the loss reads from D's logits: probabilities, pairs told apart, or the logits' means
     d_grad_norm: Tensor  # before clipping
     g_grad_norm: Tensor
 
@@ -58,7 +57,7 @@ class Iteration:
         loss: what both minimize.
         batching: joint or separate.
         n_critic: updates of D for one of G.
-        noisy: whether D's images get instance noise.
+        instance_noise: where D keeps the standard deviation of the noise on its images, a scalar; None gives them none.
         r1: weight of the gradient penalty on real images.
         r2: weight of the gradient penalty on fake images.
         gradient_penalty: weight of WGAN-GP's penalty between them.
@@ -75,7 +74,7 @@ class Iteration:
     loss: Loss
     batching: Batching
     n_critic: int = 1
-    noisy: bool = False
+    instance_noise: Tensor | None = None
     r1: float = 0.0
     r2: float = 0.0
     gradient_penalty: float = 0.0
@@ -83,10 +82,12 @@ class Iteration:
 
     def __call__(self, real_images: Tensor, schedule: Schedule[Tensor], rng: torch.Generator) -> Observed:
         """Train on real images (n_critic * N, C, H, W) in [-1, 1], this rank's rows; `rng` draws for all ranks."""
+        if self.instance_noise is not None:
+            self.instance_noise.copy_(schedule.instance_noise)
         for real in real_images.chunk(self.n_critic):  # the discriminator: tell real from fake
-            real = self._add_noise(real, schedule, rng)  # (N, C, H, W)
+            real = self._add_noise(real, rng)  # (N, C, H, W)
             z = draw_normal(real, (self.latent_dim,), rng)  # (N, latent_dim)
-            fake = self._add_noise(self.generator(z), schedule, rng)
+            fake = self._add_noise(self.generator(z), rng)
             real_seen, fake_seen = real.detach().requires_grad_(self.r1 > 0), fake.detach().requires_grad_(self.r2 > 0)
             real_logits, fake_logits = discriminate(self.discriminator, real_seen, fake_seen, self.batching)  # (N, 1) each
             d_loss = self.loss.discriminator(real_logits, fake_logits)
@@ -99,13 +100,13 @@ class Iteration:
         if self.ema is not None:
             self.ema.update(schedule.ema_weight)
 
-        d_real, d_fake = real_logits.detach().sigmoid().mean(), fake_logits.detach().sigmoid().mean()
-        return Observed(d_loss.detach(), g_loss.detach(), d_real, d_fake, d_grad_norm, g_grad_norm)
+        readings = self.loss.read(real_logits.detach(), fake_logits.detach())
+        return Observed(d_loss.detach(), g_loss.detach(), readings, d_grad_norm, g_grad_norm)
 
-    def _add_noise(self, images: Tensor, schedule: Schedule[Tensor], rng: torch.Generator) -> Tensor:
-        if not self.noisy:
+    def _add_noise(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        if self.instance_noise is None:
             return images
-        return images + schedule.instance_noise * draw_normal(images, tuple(images.shape[1:]), rng)
+        return images + self.instance_noise * draw_normal(images, tuple(images.shape[1:]), rng)
 
     def _penalty(
         self, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, rng: torch.Generator

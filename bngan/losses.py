@@ -16,16 +16,20 @@ from bngan.errors import UsageError
 
 @dataclass(frozen=True)
 class Loss:
-    """What each network minimizes.
+    """What each network minimizes, and what a discriminator trained so says.
 
     Attributes:
         discriminator: the discriminator's loss, a scalar, from logits (N,) or (N, 1) of real and of fake images.
         generator: the generator's loss, likewise.
+        readings: names of two scalars that show how well the discriminator tells real from fake.
+        read: those scalars (2,), from the same logits.
         labelled: whether the discriminator's loss takes a `real_label`, too.
     """
 
     discriminator: Callable[..., Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
+    readings: tuple[str, str]
+    read: Callable[[Tensor, Tensor], Tensor]
     labelled: bool = False
 
 
@@ -85,13 +89,36 @@ def relativistic_g(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.softplus(real_logits - fake_logits).mean()
 
 
+def probabilities(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return D's mean probability of being real, of real images and of fakes (2,)."""
+    return torch.stack([real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()])
+
+
+def pairs(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return the fraction of pairs whose real image has the larger logit, and the mean probability that it has (2,).
+
+    A relativistic loss knows differences alone: an offset of all logits changes nothing, so a sigmoid of one means nothing.
+    """
+    margin = real_logits - fake_logits
+    return torch.stack([(margin > 0).to(margin.dtype).mean(), margin.sigmoid().mean()])
+
+
+def logit_means(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return the mean logit of real images and of fakes (2,): not a probability, with these losses."""
+    return torch.stack([real_logits.mean(), fake_logits.mean()])
+
+
+_PROBABILITIES = ("d_real_prob", "d_fake_prob"), probabilities
+_PAIRS = ("d_pair_accuracy", "d_pair_prob"), pairs
+_LOGITS = ("d_real_logit", "d_fake_logit"), logit_means
+
 LOSSES: dict[str, Loss] = {
-    "non_saturating": Loss(cross_entropy_d, non_saturating_g, labelled=True),
-    "minimax": Loss(cross_entropy_d, minimax_g, labelled=True),
-    "least_squares": Loss(least_squares_d, least_squares_g, labelled=True),
-    "hinge": Loss(hinge_d, hinge_g),
-    "wasserstein": Loss(wasserstein_d, wasserstein_g),
-    "relativistic": Loss(relativistic_d, relativistic_g),
+    "non_saturating": Loss(cross_entropy_d, non_saturating_g, *_PROBABILITIES, labelled=True),
+    "minimax": Loss(cross_entropy_d, minimax_g, *_PROBABILITIES, labelled=True),
+    "least_squares": Loss(least_squares_d, least_squares_g, *_LOGITS, labelled=True),
+    "hinge": Loss(hinge_d, hinge_g, *_LOGITS),
+    "wasserstein": Loss(wasserstein_d, wasserstein_g, *_LOGITS),
+    "relativistic": Loss(relativistic_d, relativistic_g, *_PAIRS),
 }
 
 

@@ -94,6 +94,8 @@ class Discriminator(nn.Module):
             nn.Sigmoid(),
         )
         self.reference = _image_reference(norm, (input_dim,))
+        self.reference_noise = _reference_noise(self.reference)
+        self.instance_noise = nn.Buffer(torch.zeros(()))  # standard deviation of the noise on the images it is trained on
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, input_dim) or (N, C, H, W) to the probability (N, 1) that each is real.
@@ -112,7 +114,7 @@ class Discriminator(nn.Module):
         images = images.flatten(start_dim=1)
         if images.shape[1] != self.input_dim:
             raise ValueError(f"expected images of {self.input_dim} values, got {images.shape[1]}")
-        return _run([*self.net][:-1], images, self.reference)
+        return _run([*self.net][:-1], images, _noisy(self.reference, self.reference_noise, self.instance_noise))
 
 
 class ConvGenerator(nn.Module):
@@ -158,7 +160,7 @@ class ConvGenerator(nn.Module):
         modules += [_upsample(filters[-1], channels, size, bias=True), nn.Tanh()]
         self.net = nn.Sequential(*modules)
         self.reference = _latent_reference(norm, input_dim)
-        _initialize(self, norm)
+        _initialize(self, norm, negative_slope=0.0)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents (N, input_dim) to images (N, channels, size, size) in [-1, 1].
@@ -219,7 +221,9 @@ class ConvDiscriminator(nn.Module):
         ]
         self.net = nn.Sequential(*modules)
         self.reference = _image_reference(norm, self.image_shape)
-        _initialize(self, norm)
+        self.reference_noise = _reference_noise(self.reference)
+        self.instance_noise = nn.Buffer(torch.zeros(()))  # standard deviation of the noise on the images it is trained on
+        _initialize(self, norm, negative_slope=0.2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, channels, size, size) to the probability (N, 1) that each is real.
@@ -237,7 +241,7 @@ class ConvDiscriminator(nn.Module):
         """
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"expected images (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
-        return _run([*self.net][:-1], images, self.reference)
+        return _run([*self.net][:-1], images, _noisy(self.reference, self.reference_noise, self.instance_noise))
 
 
 NETWORKS = ("mlp", "conv")
@@ -312,7 +316,7 @@ def needs_reference(network: nn.Module) -> bool:
     return isinstance(network.reference, Tensor) and bool(network.reference.isnan().any())
 
 
-def _run(modules: Iterable[nn.Module], batch: Tensor, reference: nn.Buffer | None) -> Tensor:
+def _run(modules: Iterable[nn.Module], batch: Tensor, reference: Tensor | None) -> Tensor:
     """Pass a batch (N, ...) through the modules, behind the reference batch of virtual batch norm where there is one."""
     x = batch if reference is None else torch.cat([reference, batch])
     for module in modules:
@@ -325,6 +329,17 @@ def _latent_reference(norm: str, input_dim: int) -> nn.Buffer | None:
         return None
     generator = torch.Generator().manual_seed(0)
     return nn.Buffer(torch.randn(VIRTUAL_REFERENCE_SIZE, input_dim, generator=generator))
+
+
+def _noisy(reference: Tensor | None, noise: Tensor | None, deviation: Tensor) -> Tensor | None:
+    """Return D's reference batch as noisy as the images beside it: clean ones have another mean and variance."""
+    return None if reference is None or noise is None else reference + deviation * noise
+
+
+def _reference_noise(reference: Tensor | None) -> nn.Buffer | None:
+    if reference is None:
+        return None
+    return nn.Buffer(torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)), persistent=False)
 
 
 def _image_reference(norm: str, shape: Sequence[int]) -> nn.Buffer | None:
@@ -346,19 +361,29 @@ def _dropout(fraction: float) -> tuple[nn.Module, ...]:
     return (nn.Dropout(p=fraction),) if fraction else ()
 
 
-def _initialize(module: nn.Module, norm: str) -> None:
+def _initialize(network: nn.Module, norm: str, negative_slope: float) -> None:
+    """Draw the weights of a convolutional network with leaky ReLUs of that slope; 0 is ReLU's."""
     # Convolutions of weights in this order are faster, on processors and on GPUs' tensor cores.
-    module.to(memory_format=torch.channels_last)
-    # DCGAN's N(0, 0.02) relies on a norm to restore the scale; without one the signal would die out, so He's is used.
-    # Spectral norm divides the weight by its own scale.
-    for layer in module.modules():
+    network.to(memory_format=torch.channels_last)
+    gain = nn.init.calculate_gain("leaky_relu", negative_slope)
+    for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            if norm == "none":
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            elif norm != "spectral":
-                nn.init.normal_(layer.weight, mean=0.0, std=0.02)
+            # DCGAN's N(0, 0.02) relies on a norm to restore the scale; without one the signal would die out, so He's is used.
+            # Spectral norm divides the weight by its own scale.
+            if norm != "spectral":
+                std = gain / math.sqrt(_fan_in(layer)) if norm == "none" else 0.02
+                nn.init.normal_(layer.weight, mean=0.0, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def _fan_in(layer: nn.Conv2d | nn.ConvTranspose2d) -> float:
+    """Return how many products a value of the layer's output is the sum of, away from the image's border."""
+    products = layer.in_channels * math.prod(layer.kernel_size)
+    if isinstance(layer, nn.Conv2d):
+        return products
+    # A transposed convolution deals them out to stride^2 pixels; G's first one, of stride 1, to the k^2 of its whole output.
+    return products / math.prod(layer.kernel_size if layer.stride == (1, 1) else layer.stride)
 
 
 def _check_positive(**values: int) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
 
+Seen = dict[str, float | list[float]]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -58,11 +60,15 @@ class NaiveGAN:
         self.recipe, self.total = recipe, total
         self.d_adam, self.g_adam = (Adam(network, recipe.beta1, recipe.beta2) for network in (discriminator, generator))
 
-    def iterate(self, iteration: int, batch: Tensor, rng: torch.Generator) -> dict[str, float]:
+    def iterate(self, iteration: int, batch: Tensor, rng: torch.Generator) -> Seen:
         """Train on images (n_critic * N, C, H, W) in [-1, 1]; return what the last updates saw (Goodfellow et al. 2014)."""
-        recipe, done, seen = self.recipe, iteration / self.total, {}
+        recipe, done = self.recipe, iteration / self.total
+        seen: Seen = {}
         lr_scale = 1.0 if done < recipe.lr_decay_start else (1 - done) / (1 - recipe.lr_decay_start)
         deviation = recipe.instance_noise * max(0.0, 1 - done / recipe.instance_noise_end)
+
+        if recipe.instance_noise:
+            self.discriminator.instance_noise.fill_(deviation)  # for the reference batch of virtual batch norm
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=rng, dtype=torch.float64)
@@ -82,7 +88,7 @@ class NaiveGAN:
             follow(self.average, self.generator, decay, recipe.ema_buffers)
         return seen
 
-    def update_discriminator(self, real: Tensor, fake: Tensor, lr: float, rng: torch.Generator) -> dict[str, float]:
+    def update_discriminator(self, real: Tensor, fake: Tensor, lr: float, rng: torch.Generator) -> Seen:
         recipe = self.recipe
         real, fake = real.clone().requires_grad_(), fake.clone().requires_grad_()
         real_logits, fake_logits = self.discriminate(real, fake)
@@ -98,10 +104,9 @@ class NaiveGAN:
             slope = slopes(self.discriminator.logits(between), between)
             penalized = penalized + recipe.gradient_penalty * ((slope - 1) ** 2).mean()
         norm = self.d_adam.step(penalized, lr, recipe.d_clip)
-        d_real, d_fake = real_logits.sigmoid().mean().item(), fake_logits.sigmoid().mean().item()
-        return {"d_loss": loss.item(), "d_real": d_real, "d_fake": d_fake, "d_grad_norm": norm}
+        return {"d_loss": loss.item(), "d_readings": readings(recipe.loss, real_logits, fake_logits), "d_grad_norm": norm}
 
-    def update_generator(self, real: Tensor, fake: Tensor, lr: float) -> dict[str, float]:
+    def update_generator(self, real: Tensor, fake: Tensor, lr: float) -> Seen:
         statistics = [buffer for name, buffer in self.discriminator.named_buffers() if "running" in name or "tracked" in name]
         before = [buffer.clone() for buffer in statistics]
         loss = g_objective(self.recipe.loss, *self.discriminate(real, fake))
@@ -152,6 +157,16 @@ def g_objective(loss: str, real: Tensor, fake: Tensor) -> Tensor:
     raise ValueError(loss)
 
 
+def readings(loss: str, real: Tensor, fake: Tensor) -> list[float]:
+    """Return what shows how well D tells real from fake: probabilities, where its logits are some, pairs, or logits."""
+    match loss:
+        case "non_saturating" | "minimax":
+            return [(1 / (1 + (-real).exp())).mean().item(), (1 / (1 + (-fake).exp())).mean().item()]
+        case "relativistic":
+            return [(real > fake).double().mean().item(), (1 / (1 + (fake - real).exp())).mean().item()]
+    return [real.mean().item(), fake.mean().item()]
+
+
 def slopes(logits: Tensor, images: Tensor) -> Tensor:
     """Return the norms (N,) of the logits' gradients at their images."""
     (gradient,) = torch.autograd.grad(logits, images, torch.ones_like(logits), create_graph=True)
@@ -183,8 +198,17 @@ class Adam:
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, decay: float, buffers: str) -> None:
-    """Move the average's weights towards the network's, and its buffers too or else copy them."""
+    """Move the average's weights towards the network's, and its running statistics too or else copy them."""
     for own, value in zip(average.parameters(), network.parameters(), strict=True):
         own.copy_(decay * own + (1 - decay) * value)
-    for own, value in zip(average.buffers(), network.buffers(), strict=True):
-        own.copy_(decay * own + (1 - decay) * value if buffers == "average" and value.is_floating_point() else value)
+    for (name, own), value in zip(average.named_buffers(), network.buffers(), strict=True):
+        if name.endswith(("_u", "_v")):
+            continue
+        own.copy_(decay * own + (1 - decay) * value if buffers == "average" and "running" in name else value)
+    own_state = average.state_dict()
+    for name in [name.removesuffix(".0._u") for name in own_state if name.endswith(".0._u")]:
+        weight, u, v = own_state[f"{name}.original"], own_state[f"{name}.0._u"], own_state[f"{name}.0._v"]
+        # (outputs, others); of a transposed convolution, whose weight has the inputs first, the outputs come second.
+        matrix = weight.flatten(start_dim=1) if len(weight) == len(u) else weight.transpose(0, 1).flatten(start_dim=1)
+        u.copy_(nn.functional.normalize(matrix @ v, dim=0))  # Miyato et al. 2018, algorithm 1
+        v.copy_(nn.functional.normalize(matrix.T @ u, dim=0))

@@ -104,6 +104,30 @@ def test_r1_weighs_against_cross_entropy_as_mescheders() -> None:
     assert float(w) != pytest.approx(slope / (2 * gamma), rel=0.1)
 
 
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_readings_tell_what_the_loss_knows(name: str) -> None:
+    """An offset of all logits is nothing to a loss of differences, and perfect ones read as what the loss asks for."""
+    loss = LOSSES[name]
+    real, fake = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
+    first, second = loss.read(real, fake).tolist()
+    assert loss.read(real, fake).shape == (2,)
+    match loss.readings:
+        case ("d_real_prob", "d_fake_prob"):
+            assert (first, second) == pytest.approx((float(real.sigmoid().mean()), float(fake.sigmoid().mean())))
+            assert name in ("non_saturating", "minimax")
+        case ("d_pair_accuracy", "d_pair_prob"):
+            assert first == pytest.approx(sum(r > f for r, f in zip(real, fake, strict=True)) / 500)
+            assert second == pytest.approx(float((real - fake).sigmoid().mean()))
+            torch.testing.assert_close(loss.read(real + 5, fake + 5), loss.read(real, fake))
+            assert name == "relativistic"
+        case ("d_real_logit", "d_fake_logit"):
+            assert (first, second) == pytest.approx((float(real.mean()), float(fake.mean())))
+            assert name in ("least_squares", "hinge", "wasserstein")
+            assert loss.read(torch.ones(3), torch.zeros(3)).tolist() == [1, 0]  # a perfect least squares D
+        case readings:
+            raise AssertionError(readings)
+
+
 def test_hinge_is_zero_beyond_its_margin_alone() -> None:
     hinge = LOSSES["hinge"].discriminator
     assert hinge(torch.tensor([1.0, 7.0]), torch.tensor([-1.0, -7.0])) == 0

@@ -6,7 +6,7 @@ import random
 import torch
 from torch import Tensor
 
-from bngan.rng import Stream, generator, normal, sample_latents
+from bngan.rng import Stream, generator, key, normal, sample_latents
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
@@ -37,6 +37,21 @@ def test_a_draw_leaves_torchs_own_random_state_alone() -> None:
     normal((4, 3), 7, Stream.ITERATION, 1)
     sample_latents(0, 100, latent_dim=4, seed=0)
     assert equal(torch.randn(5), expected)
+
+
+def test_on_a_processor_32_bits_of_a_seed_count() -> None:
+    """So that of n seeds about n^2 / 2^33 pairs coincide, as the docstring of Stream says."""
+    seed = key(7, Stream.ITERATION, 1)
+    draws = [torch.randn(8, generator=torch.Generator().manual_seed(number)) for number in (seed, seed & 0xFFFFFFFF)]
+    assert equal(*draws)
+    assert not equal(draws[0], torch.randn(8, generator=torch.Generator().manual_seed(seed ^ 1)))
+
+    def pairs(iterations: int, seed: int) -> int:
+        kept = {key(seed, Stream.ITERATION, iteration) & 0xFFFFFFFF for iteration in range(iterations)}
+        return iterations - len(kept)
+
+    found = sum(pairs(100_000, seed) for seed in range(10))  # 12 expected, with a deviation of 3.4
+    assert 2 <= found <= 24
 
 
 def test_every_part_of_the_key_counts_and_so_does_their_order() -> None:

@@ -1,6 +1,6 @@
 """Batch normalization: the layers, which statistics normalize, and what they do to a GAN."""
 
-from bngan.batchnorm.diagnostics import batch_dependence, kl_to_running, shift_blindness
+from bngan.batchnorm.diagnostics import batch_dependence, kl_floor, kl_to_running, shift_blindness
 from bngan.batchnorm.layers import (
     BatchNorm,
     GhostBatchNorm,
@@ -10,6 +10,7 @@ from bngan.batchnorm.layers import (
     batch_norm_layers,
     batch_statistics,
     ghost_groups,
+    is_synchronized,
     local_batches,
     normalize,
     running_statistics,
@@ -40,6 +41,8 @@ __all__ = [
     "evaluation_statistics",
     "frozen_statistics",
     "ghost_groups",
+    "is_synchronized",
+    "kl_floor",
     "kl_to_running",
     "local_batches",
     "normalize",

@@ -15,11 +15,15 @@ from torch.distributed import ProcessGroup, group, new_group
 from bngan.distributed import mean_over_ranks, rank, world_size
 
 
-def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the biased variance of each channel of z (N, C, ...), both (C,), in float32 at least."""
+def batch_statistics(z: Tensor, *, synchronized: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the mean and the biased variance of each channel of z (N, C, ...), both (C,), in float32 at least.
+
+    Synchronized, they are those of the union of all ranks' z, which must be of one size.
+    """
     z, dims = at_least_float32(z), _reduced(z)
-    mean = z.mean(dim=dims)
-    var = (z - _per_channel(mean, z)).square().mean(dim=dims)
+    over_ranks = mean_over_ranks if synchronized else lambda own: own
+    mean = over_ranks(z.mean(dim=dims))
+    var = over_ranks((z - _per_channel(mean, z)).square().mean(dim=dims))
     return mean, var
 
 
@@ -79,13 +83,8 @@ class ReferenceBatchNorm(nn.Module):
 
     def normalize_by_batch(self, z: Tensor) -> Tensor:
         """Return z_hat (N, C, ...) by the batch's statistics, and let the running ones move towards them."""
-        if self.synchronized:
-            mean = mean_over_ranks(z.mean(dim=_reduced(z)))
-            var = mean_over_ranks((z - _per_channel(mean, z)).square().mean(dim=_reduced(z)))
-            count = world_size() * z.numel() // self.num_features
-        else:
-            mean, var = batch_statistics(z)
-            count = z.numel() // self.num_features
+        mean, var = batch_statistics(z, synchronized=self.synchronized)
+        count = z.numel() // self.num_features * (world_size() if self.synchronized else 1)
         self.update_running(mean, var, count)
         return normalize(z, mean, var, self.eps)
 
@@ -206,6 +205,13 @@ def batch_norm_layers(module: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
     for name, layer in module.named_modules():
         if isinstance(layer, BatchNorm) and layer.running_mean is not None:
             yield name, layer
+
+
+def is_synchronized(layer: BatchNorm) -> bool:
+    """Return whether the layer normalizes the union of all ranks' batches; within `local_batches` none does."""
+    if isinstance(layer, nn.SyncBatchNorm):
+        return layer.process_group in (None, group.WORLD)
+    return isinstance(layer, ReferenceBatchNorm) and layer.synchronized
 
 
 def ghost_groups(module: nn.Module) -> int:

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bngan.cli import main
 from tests.conftest import QUICK, REPOSITORY, Command, only_run
 
-SCALARS = ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm", "d_lr", "g_lr", "instance_noise")
+SCALARS = ("d_loss", "g_loss", "d_pair_accuracy", "d_pair_prob", "d_grad_norm", "g_grad_norm", "d_lr", "g_lr", "instance_noise")
 INTERVALS = (
     "--images.every_n_iterations=5",
     "--batchnorm.every_n_iterations=5",
