@@ -39,9 +39,39 @@ def test_convolutions_before_a_norm_begin_as_dcgans_with_deviation_0_02(norm: st
 
 
 def test_convolutions_without_a_norm_begin_as_hes() -> None:
-    for layer in convolutions("none"):
-        fan_in = layer.weight[0].numel()  # as torch counts it, in transposed convolutions too
-        assert_normal(layer.weight, std=math.sqrt(2 / fan_in))
+    generator, discriminator = convolutional_pair("none")
+    first, *later = (layer for layer in generator.modules() if isinstance(layer, nn.ConvTranspose2d))
+    assert_normal(first.weight, std=math.sqrt(2 / 64))  # its input is 64 latents, of which each pixel sees one tap
+    for layer in later:
+        assert_normal(layer.weight, std=math.sqrt(2 / (layer.in_channels * 2 * 2)))  # 4 x 4 taps, each pixel meets a quarter
+        with pytest.raises(AssertionError):
+            assert_normal(layer.weight, std=math.sqrt(2 / (layer.out_channels * 4 * 4)))  # torch's reading of the fan-in
+    for layer in discriminator.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert_normal(layer.weight, std=math.sqrt(2 / (1 + 0.2**2) / layer.weight[0].numel()))
+
+
+@pytest.mark.parametrize("size", [28, 48, 64, 128])
+def test_signal_keeps_its_scale_through_convolutions_without_a_norm(size: int) -> None:
+    torch.manual_seed(0)
+    z, images = torch.randn(16, 100), torch.randn(16, 1, size, size)
+    generator = ConvGenerator(input_dim=100, size=size, width=16, norm="none")
+    discriminator = ConvDiscriminator(size=size, width=16, norm="none")
+    for scale in (*scales(generator, z), *scales(discriminator, images)):
+        assert 1.2 / 1.5 < scale < 1.2 * 1.5  # the square root of 2, but at the image's border, which goes down to 1
+    # DCGAN's, whose running statistics do nothing yet, would fall short.
+    assert scales(ConvGenerator(input_dim=100, size=size, width=16, norm="batch").eval(), z)[-1] < 0.2
+
+
+def scales(network: ConvGenerator | ConvDiscriminator, batch: Tensor) -> list[float]:
+    """Return the root mean square of what each hidden convolution gives, before norm and activation, and of G's last one."""
+    found: list[float] = []
+    for layer in network.modules():
+        if isinstance(layer, CONVOLUTION) and (layer.out_channels > 1 or isinstance(network, ConvGenerator)):
+            layer.register_forward_hook(lambda layer, inputs, output: found.append(float(output.square().mean().sqrt())))
+    with torch.no_grad():
+        network(batch)
+    return found
 
 
 def test_spectrally_normalized_convolutions_begin_as_torchs() -> None:

@@ -18,7 +18,8 @@ LINE_SECONDS = 15.0
 class RunProgress(ProgressBar):
     """Shows iterations, both losses, images per second, the time left and the last metrics of validation.
 
-    One bar spans the whole run. Losses are read when something is shown, not at each iteration, which would slow it down.
+    One bar spans the whole run. Images per second are those of training alone: validation stops their clock. Losses are read
+    when something is shown, not at each iteration, which would slow it down.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,8 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, gan: GAN) -> None:
         self._enabled = self._enabled and trainer.is_global_zero
-        self._start = self._shown = self._mark = time.monotonic()
+        self._start = self._shown = self._mark = self._iteration_ended = time.monotonic()
+        self._validating = self._rate = 0.0  # seconds, images per second
         self._images = self._images_at_mark = 0
         self._first_iteration = trainer.global_step
         if self._enabled and sys.stderr.isatty():
@@ -61,13 +63,19 @@ class RunProgress(ProgressBar):
     ) -> None:
         images = batch if isinstance(batch, Tensor) else batch[0]
         self._images += len(images) * trainer.world_size
-        now = time.monotonic()
+        now = self._iteration_ended = time.monotonic()
         if self._enabled and now - self._shown >= (REFRESH_SECONDS if self._bar else LINE_SECONDS):
             self._show(trainer, gan, now)
 
     def on_validation_end(self, trainer: Trainer, gan: GAN) -> None:
-        if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._show(trainer, gan, time.monotonic())
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        now = time.monotonic()
+        took = now - self._iteration_ended  # with what other callbacks have done at validation's start
+        self._validating += took
+        self._mark += took
+        if self._enabled:
+            self._show(trainer, gan, now)
 
     def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
         if trainer.state.fn == "validate" and trainer.is_global_zero:
@@ -81,8 +89,10 @@ class RunProgress(ProgressBar):
         self._close()
         if self._enabled:
             seconds = time.monotonic() - self._start
+            validation = f", {self._validating:.0f} s of them validation" if self._validating else ""
+            rate = self._images / max(seconds - self._validating, 1e-9)
             done = trainer.global_step - self._first_iteration
-            print(f"{done} iterations in {seconds:.0f} s, {self._images / seconds:,.0f} images/s", flush=True)
+            print(f"{done} iterations in {seconds:.0f} s{validation}; {rate:,.0f} images/s in training", flush=True)
 
     def on_exception(self, trainer: Trainer, gan: GAN, exception: BaseException) -> None:
         self._close()
@@ -95,7 +105,8 @@ class RunProgress(ProgressBar):
     def _show(self, trainer: Trainer, gan: GAN, now: float) -> None:
         self._shown, done = now, trainer.global_step
         total = None if math.isinf(gan.total_iterations) else int(gan.total_iterations)
-        text = "  ".join([*_losses(gan), self._rate(now), *self._metrics(trainer)])
+        self._measure_rate(now)
+        text = "  ".join([*_losses(gan), f"{self._rate:,.0f} images/s", *self._metrics(trainer)])
         if self._bar is not None:
             self._bar.update(self._task, description=f"{done}/{total or '?'}", completed=done, total=total, text=text)
             return
@@ -104,11 +115,11 @@ class RunProgress(ProgressBar):
             text += f"  {each * (total - done):.0f} s left"
         print(f"iteration {done}/{total or '?'}  {text}", flush=True)
 
-    def _rate(self, now: float) -> str:
-        """Return how many images a second were trained on since this was asked last."""
-        rate = (self._images - self._images_at_mark) / max(now - self._mark, 1e-9)
-        self._mark, self._images_at_mark = now, self._images
-        return f"{rate:,.0f} images/s"
+    def _measure_rate(self, now: float) -> None:
+        """Work out how many images a second were trained on since the last time, if there were any."""
+        if self._images > self._images_at_mark:
+            self._rate = (self._images - self._images_at_mark) / max(now - self._mark, 1e-9)
+            self._mark, self._images_at_mark = now, self._images
 
     def _metrics(self, trainer: Trainer) -> list[str]:
         """Return what the last validation measured."""
@@ -117,8 +128,9 @@ class RunProgress(ProgressBar):
         if "val/fid" in values:
             self._best = min(self._best, values["val/fid"])
             parts.append(f"FID {values['val/fid']:#.3g} (best {self._best:#.3g}, floor {values['floor/fid']:.2g})")
-        if "val/modes" in values:
-            parts.append(f"modes {values['val/modes']:.0f}")
+            parts.append(f"coverage {values['val/coverage']:.2f} (floor {values['floor/coverage']:.2f})")
+        if "val/modes_covered" in values:
+            parts.append(f"modes {values['val/modes_covered']:.0f}")
         return parts
 
 

@@ -10,6 +10,12 @@ from bngan.gan import GAN
 
 METRIC = "val/fid"
 CHARTED = ("fid", "precision", "recall", "coverage", "class_kl")
+BESIDE = ("floor", "dropped", "blurred", "repeated")
+READINGS = {  # what a loss's readings of D are, by the name of the first
+    "d_real_prob": "D's probability of real, for real and fake images",
+    "d_pair_accuracy": "pairs with real above fake: fraction, and D's probability of it",
+    "d_real_logit": "D's logits of real and fake images",
+}
 
 Charts = dict[str, list]
 Layout = dict[str, Charts]  # of each category, by title
@@ -25,7 +31,7 @@ class TensorBoardLayout(Callback):
                 # The metric is only named here; its values come with each validation.
                 for summary in hparams(_settings({**gan.hparams, **getattr(data, "hparams", {})}), {METRIC: 0.0}):
                     logger.experiment.file_writer.add_summary(summary)
-                logger.experiment.add_custom_scalars(_layout([name for name, _ in gan.batch_norms()]))
+                logger.experiment.add_custom_scalars(_layout(gan.loss.readings, [name for name, _ in gan.batch_norms()]))
 
 
 def _settings(hyperparameters: dict[str, object]) -> dict[str, bool | int | float | str]:
@@ -35,19 +41,21 @@ def _settings(hyperparameters: dict[str, object]) -> dict[str, bool | int | floa
     }
 
 
-def _layout(batch_norms: Sequence[str]) -> Layout:
-    """Return the charts of a GAN whose batch norm layers have these names."""
+def _layout(readings: Sequence[str], batch_norms: Sequence[str]) -> Layout:
+    """Return the charts of a GAN whose loss has these readings of D and whose batch norm layers have these names."""
     layout: Layout = {
         "G and D": {
             "losses": _together("train/d_loss", "train/g_loss"),
-            "D's probability of real": _together("train/d_real", "train/d_fake"),
+            READINGS[readings[0]]: _together(*(f"train/{reading}" for reading in readings)),
             "gradient norms": _together("train/d_grad_norm", "train/g_grad_norm"),
         },
-        "Quality": {name: _together(f"val/{name}", f"floor/{name}", f"dropped/{name}", f"blurred/{name}") for name in CHARTED},
+        "Quality": {name: _together(f"val/{name}", *(f"{other}/{name}" for other in BESIDE)) for name in CHARTED},
     }
     if batch_norms:
         layout["Batch norm, G and D"] = {
-            "batch against running statistics (KL, nats)": _together(*(f"bn/{name}/kl_to_running" for name in batch_norms)),
+            "batch against running statistics (KL, nats), and its floor": _together(
+                *(f"bn/{name}/{quantity}" for name in batch_norms for quantity in ("kl_to_running", "kl_floor"))
+            ),
             "running mean, over channels": _together(*(f"bn/{name}/running_mean/mean" for name in batch_norms)),
             "running variance, over channels": _together(*(f"bn/{name}/running_var/mean" for name in batch_norms)),
         }

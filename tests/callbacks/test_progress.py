@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Callback, Trainer
@@ -22,7 +21,9 @@ class Judge(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
         gan.log("val/fid", self.fid)
         gan.log("floor/fid", 0.5)
-        gan.log("val/modes", 7.0)
+        gan.log("val/coverage", 0.824)
+        gan.log("floor/coverage", 0.96)
+        gan.log("val/modes_covered", 7.0)
         self.fid += 1.0
 
 
@@ -50,27 +51,60 @@ def test_lines_are_seldom_and_the_last_one_counts_the_run(tmp_path: Path, capsys
     output = told(tmp_path, capsys, RunProgress())
     first, last = (line for line in output.splitlines() if "images/s" in line)
     assert first.startswith("iteration 7/7 ")
-    assert re.fullmatch(r"7 iterations in \d+ s, [\d,]+ images/s", last)
+    assert re.fullmatch(r"7 iterations in \d+ s; [\d,]+ images/s in training", last)
     assert "\x1b" not in output
     assert "\r" not in output
 
 
-def test_rate_is_of_the_images_that_were_trained_on(
+class Clock(Callback):
+    """Seconds that pass in training and in validation only; stands for the module `time`."""
+
+    def __init__(self, iteration: float, validation: float) -> None:
+        self.now, self.iteration, self.validation = 0.0, iteration, validation
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def on_train_batch_start(self, trainer: Trainer, gan: GAN, batch: object, batch_idx: int) -> None:
+        self.now += self.iteration
+
+    def on_validation_start(self, trainer: Trainer, gan: GAN) -> None:
+        self.now += self.validation / 2
+
+    def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
+        self.now += self.validation / 2
+
+
+@pytest.mark.parametrize("line_seconds", [0.0, 3.0])
+def test_rate_is_of_the_images_trained_on_and_of_the_time_that_training_took(
+    line_seconds: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(iteration=2.0, validation=30.0)
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(progress, "LINE_SECONDS", line_seconds)
+    output = told(tmp_path, capsys, clock, RunProgress(), steps=7, validate=True)  # after iterations 2, 4 and 6
+    rates = re.findall(r"(\S+) images/s", output)
+    assert len(rates) > 5
+    assert set(rates) == {f"{BATCH / 2:.0f}"}
+    assert f"7 iterations in 104 s, 90 s of them validation; {BATCH / 2:.0f} images/s in training" in output
+    assert "17 s left" in output  # after iteration 6: the time left is a person's, with validation
+
+
+def test_sanity_check_is_no_part_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(float(second) for second in range(100))
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    output = told(tmp_path, capsys, RunProgress(), steps=4)
-    # The clock is asked at the start, after each of 4 iterations, for the last iteration's line and for the run's.
-    assert f"{4 * BATCH / 5:,.0f} images/s" in output
-    assert f"4 iterations in 6 s, {4 * BATCH / 6:,.0f} images/s" in output
+    clock = Clock(iteration=2.0, validation=30.0)
+    monkeypatch.setattr(progress, "time", clock)
+    run = trainer(tmp_path, clock, RunProgress(), max_steps=4, enable_progress_bar=True, num_sanity_val_steps=1)
+    run.fit(tiny(), images(), images(batches=1))
+    assert f"4 iterations in 8 s; {BATCH / 2:.0f} images/s in training" in capsys.readouterr().out
 
 
 def test_validation_is_told_with_its_best_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = RunProgress()
     output = told(tmp_path, capsys, Judge(), callback, steps=4, validate=True)
     lines = [line for line in output.splitlines() if "FID" in line]
-    assert "FID 3.00 (best 3.00, floor 0.5)  modes 7" in lines[0]
+    assert "FID 3.00 (best 3.00, floor 0.5)  coverage 0.82 (floor 0.96)  modes 7" in lines[0]
     assert "FID 4.00 (best 3.00, floor 0.5)" in lines[1]
     again = RunProgress()
     again.load_state_dict(callback.state_dict())
