@@ -421,7 +421,7 @@ class GAN(LightningModule):
         self._validated += count
         # The images of a batch are dealt out to the ranks in turn, so each meets the fake that one process would give it.
         fake_images = self.generate(distributed.shard(self.sample_latents(start, start + count)))
-        real_noise, fake_noise = distributed.shard(self.draw_instance_noise(2 * count, start)).chunk(2)
+        real_noise, fake_noise = map(distributed.shard, self.draw_instance_noise(2 * count, start).chunk(2))
         logits = discriminate(self.logits, real_images + real_noise, fake_images + fake_noise, self.batching)
         values = {f"val/{name}": value for name, value in zip(self.loss.readings, self.loss.read(*logits), strict=True)}
         values["val/d_loss"] = self.loss.discriminator(*logits)

@@ -9,7 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bngan.batchnorm.layers import GhostBatchNorm, batch_norm_layers, batch_statistics, local_batches, running_statistics
+from bngan.batchnorm.layers import (
+    BatchNorm,
+    GhostBatchNorm,
+    batch_norm_layers,
+    batch_statistics,
+    is_synchronized,
+    local_batches,
+    running_statistics,
+)
+from bngan.distributed import mean_over_ranks, world_size
 
 EvalStatistics = Literal["running", "batch", "precise"]
 EVAL_STATISTICS: tuple[EvalStatistics, ...] = ("running", "batch", "precise")
@@ -30,29 +39,36 @@ def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """One layer's mean and biased variance of a batch, each (C,), over `count` values per channel."""
+    """What one layer normalized a batch by, and its running statistics just before that batch entered them, all (C,).
+
+    Attributes:
+        mean: the batch's mean.
+        var: its biased variance.
+        count: number of values per channel over which these are.
+        running_mean: the running mean before.
+        running_var: the running variance before.
+    """
 
     mean: Tensor
     var: Tensor
     count: int
+    running_mean: Tensor
+    running_var: Tensor
 
 
 @contextmanager
 def recorded_statistics(module: nn.Module) -> Iterator[dict[str, list[BatchStatistics]]]:
     """Within the block, collect by layer name the statistics of all that a batch norm layer normalizes together.
 
-    That is a batch of this rank, or with a ghost norm each of its groups. What passes in evaluation mode, such as samples drawn
-    to be looked at, is not normalized by its own statistics.
+    That is a batch of this rank, or of all ranks where the layer is synchronized, so that all must record; with a ghost norm
+    it is each group that this rank has. What passes in evaluation mode, such as samples drawn to be looked at, is not
+    normalized by its own statistics.
     """
     seen: dict[str, list[BatchStatistics]] = {name: [] for name, _ in batch_norm_layers(module)}
 
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(name: str, layer: BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         if layer.training:
-            groups = layer.own_groups if isinstance(layer, GhostBatchNorm) else 1
-            for group in range(groups):
-                z = inputs[0].detach()[group::groups]
-                mean, var = batch_statistics(z)
-                seen[name].append(BatchStatistics(mean=mean, var=var, count=z.numel() // z.shape[1]))
+            seen[name].extend(_look(layer, inputs[0].detach()))
 
     handles = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in batch_norm_layers(module)]
     try:
@@ -60,6 +76,21 @@ def recorded_statistics(module: nn.Module) -> Iterator[dict[str, list[BatchStati
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _look(layer: BatchNorm, z: Tensor) -> Iterator[BatchStatistics]:
+    """Yield the statistics of each part of z (N, C, ...) that the layer is about to normalize together."""
+    synchronized, groups = is_synchronized(layer), 1
+    running = [buffer.clone() for buffer in running_statistics(layer)]
+    if synchronized:  # a ghost norm's differ between the ranks, each of which has some of the groups, until they are averaged
+        running = [mean_over_ranks(buffer) for buffer in running]
+    if isinstance(layer, GhostBatchNorm):
+        synchronized, groups = False, layer.own_groups  # and each group is whole on one rank
+    for group in range(groups):
+        part = z[group::groups]
+        mean, var = batch_statistics(part, synchronized=synchronized)
+        count = part.numel() // part.shape[1] * (world_size() if synchronized else 1)
+        yield BatchStatistics(mean, var, count, *running)
 
 
 @torch.no_grad()

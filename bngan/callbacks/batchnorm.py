@@ -14,30 +14,34 @@ from bngan.batchnorm import (
     BatchStatistics,
     batch_dependence,
     evaluation_statistics,
-    ghost_groups,
+    kl_floor,
     kl_to_running,
     recorded_statistics,
     running_statistics,
     shift_blindness,
 )
-from bngan.distributed import unshard
+from bngan.data import ImageDataModule
+from bngan.distributed import mean_over_ranks
 from bngan.errors import UsageError
 from bngan.gan import GAN
+from bngan.images import to_minus1_1
 
-MATES = 4  # sets of batch-mates for each image whose logit is watched
-LEAST_IMAGES = 16
+PROBE_BATCHES, PROBE_IMAGES = 8, 512  # D is looked at with at least so many batches and images, where there are as many
 
 
 class BatchNormStatistics(Callback):
     """Logs each batch norm layer's running statistics, gamma and beta, and how far its batches are from them.
 
     Under `bn/<layer>/`: running_mean and running_var with their mean, smallest and largest value over the channels and
-    their histogram; gamma and beta likewise; and kl_to_running, KL(batch || running) in nats, averaged over the channels and
-    over the batches that the layer saw in one iteration.
+    their histogram; gamma and beta likewise; kl_to_running, KL(batch || running) in nats against the running statistics
+    just before each batch, averaged over the channels and over the batches that the layer saw in one iteration; and kl_floor,
+    about what that is by chance alone. On several ranks these are means over them.
 
     At each validation it also logs how blind D is, in training mode: `bn/d_shift_blindness` to fakes that are scaled or
     shifted as a whole, and `bn/d_batch_dependence`, how much the others in its batch sway D's output for one image; both by
-    the run's own batching, and with /joint and /separate for the same D by either.
+    the run's own batching, and with /joint and /separate for the same D by either. D gets held-out images and fakes as it
+    does in training: in batches of that size, with that noise, fakes normalized by their own batch. Fewer images than two
+    batches are not looked at.
 
     Args:
         every_n_iterations: iterations between looks.
@@ -58,57 +62,75 @@ class BatchNormStatistics(Callback):
     def on_train_batch_start(self, trainer: Trainer, gan: GAN, batch: object, batch_idx: int) -> None:
         due = (trainer.global_step + 1) % self.every_n_iterations == 0
         if due and _writers(trainer):
-            # All ranks run this iteration eagerly, so that they send the same messages in the same order.
+            # All ranks take part, and run this iteration eagerly, so that they send the same messages in the same order.
             self._recording.enter_context(gan.eager())
-            if trainer.is_global_zero:
-                self._seen = self._recording.enter_context(recorded_statistics(gan))
+            self._seen = self._recording.enter_context(recorded_statistics(gan))
 
     def on_train_batch_end(self, trainer: Trainer, gan: GAN, outputs: object, batch: object, batch_idx: int) -> None:
         self._recording.close()
         if self._seen is not None:
             seen, self._seen = self._seen, None
-            for writer in _writers(trainer):
-                self._write(writer, gan, seen, trainer.global_step)
+            for name, layer in gan.batch_norms():
+                self._write(_writers(trainer), f"bn/{name}", layer, seen[name], trainer.global_step)
 
     def on_exception(self, trainer: Trainer, gan: GAN, exception: BaseException) -> None:
         self._recording.close()
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, gan: GAN, outputs: object, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if batch_idx > 0 or trainer.sanity_checking:
+    def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if trainer.sanity_checking or not isinstance(data, ImageDataModule):
             return
-        # Every rank looks at all images, so that the values do not depend on how many ranks there are.
-        real_images = unshard(batch[0])  # (N, C, H, W)
-        groups = ghost_groups(gan.discriminator)
-        whole = (MATES + 1) * groups if groups > 1 else 1  # so that every part of them can be cut into the groups
-        real_images = real_images[: len(real_images) // whole * whole]
-        if len(real_images) < LEAST_IMAGES:
-            return
-        with torch.no_grad():
-            fake_images = gan.generate(gan.sample_latents(0, 2 * len(real_images)))  # (2 N, C, H, W)
-        with evaluation_statistics(gan.discriminator, "batch"):
+        batch_size = int(gan.normalized_together)
+        images = data.subset(max(PROBE_BATCHES * batch_size, PROBE_IMAGES), train=False).images
+        if (batches := len(images) // batch_size) >= 2:
+            self._probe(gan, to_minus1_1(images[: batches * batch_size]), batch_size)
+
+    @torch.no_grad()
+    def _probe(self, gan: GAN, real_images: Tensor, batch_size: int) -> None:
+        """Log how blind D is on real images (N, C, H, W), the same on every rank, so that their number does not matter."""
+        real_images = gan.add_instance_noise(real_images.to(next(gan.parameters())), 0)
+
+        def fakes(batch: int) -> Tensor:
+            return gan.generate(gan.sample_latents(batch * batch_size, (batch + 1) * batch_size))
+
+        def noise(batch: int) -> Tensor:
+            return gan.draw_instance_noise(batch_size, 1, batch)
+
+        with evaluation_statistics(gan, "batch"):
             for batching in BATCHINGS:
-                blindness = shift_blindness(gan.logits, real_images, fake_images[: len(real_images)], batching)
-                dependence = batch_dependence(gan.logits, real_images, fake_images, batching, mates=MATES)
-                for tag, value in (("bn/d_shift_blindness", blindness), ("bn/d_batch_dependence", dependence)):
+                blindness = [
+                    shift_blindness(gan.logits, real, fakes(batch), batching, noise(batch))
+                    for batch, real in enumerate(real_images.split(batch_size))
+                ]
+                dependence = batch_dependence(
+                    gan.logits, real_images, lambda batch: fakes(batch) + noise(batch), batching, batch_size
+                )
+                values = {"bn/d_shift_blindness": torch.stack(blindness).mean(), "bn/d_batch_dependence": dependence}
+                for tag, value in values.items():
                     gan.log(f"{tag}/{batching}", value, batch_size=1)
                     if batching == gan.batching:
                         gan.log(tag, value, batch_size=1)
 
     @torch.no_grad()
-    def _write(self, writer: SummaryWriter, gan: GAN, seen: dict[str, list[BatchStatistics]], iteration: int) -> None:
-        for name, layer in gan.batch_norms():
-            for quantity, channels in _per_channel(layer).items():
-                tag = f"bn/{name}/{quantity}"
-                low, mean, high = torch.stack([channels.min(), channels.mean(), channels.max()]).tolist()
-                for statistic, value in (("min", low), ("mean", mean), ("max", high)):
-                    writer.add_scalar(f"{tag}/{statistic}", value, iteration)
-                if self.histograms:
-                    writer.add_histogram(tag, channels, iteration)
-            if seen[name]:
-                kl = torch.stack([kl_to_running(layer, batch).mean() for batch in seen[name]]).mean()
-                writer.add_scalar(f"bn/{name}/kl_to_running", float(kl), iteration)
+    def _write(
+        self, writers: list[SummaryWriter], tag: str, layer: BatchNorm, seen: list[BatchStatistics], iteration: int
+    ) -> None:
+        """Write what there is to say of one layer; on ranks but the first the writers do nothing."""
+        quantities = {name: mean_over_ranks(channels) for name, channels in _per_channel(layer).items()}
+        scalars = {
+            f"{name}/{statistic}": float(value)
+            for name, channels in quantities.items()
+            for statistic, value in (("min", channels.min()), ("mean", channels.mean()), ("max", channels.max()))
+        }
+        if seen:
+            kl = torch.stack([kl_to_running(batch, layer.eps).mean() for batch in seen]).mean()
+            scalars["kl_to_running"] = float(mean_over_ranks(kl))
+            scalars["kl_floor"] = sum(map(kl_floor, seen)) / len(seen)
+        for writer in writers:
+            for name, value in scalars.items():
+                writer.add_scalar(f"{tag}/{name}", value, iteration)
+            for name, channels in quantities.items() if self.histograms else ():
+                writer.add_histogram(f"{tag}/{name}", channels, iteration)
 
 
 def _writers(trainer: Trainer) -> list[SummaryWriter]:

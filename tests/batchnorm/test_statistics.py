@@ -138,6 +138,39 @@ def test_recorded_statistics_are_those_of_every_batch_of_every_layer() -> None:
     assert (seen["1"][1].var > seen["1"][0].var).all()
 
 
+def test_recorded_running_statistics_are_those_just_before_each_batch() -> None:
+    layer = layer_for((16, CHANNELS), momentum=0.5)
+    net, before = nn.Sequential(layer), []
+    with recorded_statistics(net) as seen:
+        for batch in batches((16, CHANNELS)):
+            before.append([buffer.clone() for buffer in running_statistics(layer)])
+            net(batch)
+    for statistics, (mean, var) in zip(seen["0"], before, strict=True):
+        assert_equal(statistics.running_mean, mean)
+        assert_equal(statistics.running_var, var)
+    assert apart(before[0][0], before[1][0])
+
+
+def test_recorded_statistics_are_of_all_ranks_together_where_they_are_normalized_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = torch.randn(2, 8, CHANNELS, dtype=torch.float64) * 2
+    mean, var = batch_statistics(torch.cat([here, there]))
+    others = iter([there.mean(dim=0), (there - mean).square().mean(dim=0)])
+    monkeypatch.setattr("bngan.batchnorm.layers.mean_over_ranks", lambda own: (own + next(others)) / 2)
+    monkeypatch.setattr("bngan.batchnorm.statistics.world_size", lambda: 2)
+    layer = ReferenceBatchNorm(CHANNELS, synchronized=True).double()
+    net = nn.Sequential(layer)
+    with recorded_statistics(net) as together:
+        for hook in layer._forward_pre_hooks.values():
+            hook(layer, (here,))
+    assert_close(together["0"][0].mean, mean)
+    assert_close(together["0"][0].var, var)
+    assert together["0"][0].count == 16
+    with evaluation_statistics(net, "batch"), recorded_statistics(net) as alone:
+        net(here)
+    assert_close(alone["0"][0].mean, here.mean(dim=0))
+    assert alone["0"][0].count == 8
+
+
 def test_recording_ends_with_an_exception() -> None:
     net, recordings = network(), []
     x = torch.randn(16, 6, dtype=torch.float64)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
 from bngan import GAN, distributed
+from bngan.batchnorm import kl_to_running, recorded_statistics
 from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.trainer import Trainer
 from tests.conftest import REPOSITORY
@@ -28,14 +30,24 @@ ITERATIONS = 10
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
 
-class Latents(Callback):
-    """Keeps the latents that this rank drew."""
+class Witness(Callback):
+    """Keeps the latents that this rank drew, and how far its last batches are from the running statistics before them."""
 
     def __init__(self) -> None:
-        self.drawn: list[Tensor] = []
+        self.latents: list[Tensor] = []
+        self.kl: dict[str, list[Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
-        pl_module.generator.register_forward_pre_hook(lambda _, inputs: self.drawn.append(inputs[0].clone()))
+        pl_module.generator.register_forward_pre_hook(lambda _, inputs: self.latents.append(inputs[0].clone()))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: GAN, batch: object, batch_idx: int) -> None:
+        self._recording = ExitStack()
+        self._seen = self._recording.enter_context(recorded_statistics(pl_module))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, *_: object) -> None:
+        self._recording.close()
+        for name, layer in pl_module.batch_norms():
+            self.kl[name] = [kl_to_running(batch, layer.eps) for batch in self._seen[name]]
 
 
 def fit(
@@ -76,15 +88,15 @@ def fit(
 
 
 def train(devices: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the state and the latents of this rank after its iterations."""
+    """Return the state of this rank after its iterations, and what it saw."""
     synchronized = settings.pop("synchronized")
     seed_everything(0, verbose=False)
     gan = GAN(**{"image_shape": (1, 4, 4), "latent_dim": 8, "hidden_dim": 8, "instance_noise": 0.1, **settings})
-    latents = Latents()
-    fit(gan, devices, folder, latents, precision="64-true", batch=BATCH, steps=ITERATIONS, synchronized=synchronized)
+    witness = Witness()
+    fit(gan, devices, folder, witness, precision="64-true", batch=BATCH, steps=ITERATIONS, synchronized=synchronized)
     drifted = {name: buffer.clone() for name, buffer in gan.named_buffers()}
     distributed.average_buffers(gan)
-    return {"state": gan.state_dict(), "drifted": drifted, "latents": latents.drawn}
+    return {"state": gan.state_dict(), "drifted": drifted, "latents": witness.latents, "kl": witness.kl}
 
 
 def main(train: Callable[[int, Path, dict[str, Any]], dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """What N ranks do together is what one process would have done with their global batch."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{loss: {"loss": loss} for loss in ("non_saturating", "minimax", "least_squares", "hinge", "relativistic")},
     "wasserstein": {"loss": "wasserstein", "d_norm": "layer"},
 }
+assert_close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
 # On several ranks, batch norm that is not synchronized; on one, batch norm over as many groups.
 APART = "each by itself"
 Results = dict[int, dict[str, list[dict[str, Any]]]]
@@ -99,3 +101,18 @@ def test_ranks_draw_different_latents_that_together_are_one_process_s(case: str,
         rows = [own[step] for own in drawn]
         assert not torch.equal(rows[0], rows[1])
         assert torch.equal(torch.stack(rows, dim=1).flatten(end_dim=1), expected)
+
+
+@pytest.mark.parametrize("ranks", RANKS[1:])
+@pytest.mark.parametrize("case", ["joint", "separate", "two critic steps", "convolutional", "reference norm", "ghost norm"])
+def test_batches_are_as_far_from_the_running_statistics_on_any_number_of_ranks(case: str, ranks: int, results: Results) -> None:
+    (alone,) = results[1][case]
+    for name, batches in alone["kl"].items():
+        seen = [torch.stack(result["kl"][name]) for result in results[ranks][case]]
+        if case == "ghost norm":  # each rank has its own of the groups, which they do not share
+            assert_close(torch.cat(seen).mean(dim=0), torch.stack(batches).mean(dim=0))
+        else:
+            for own in seen:
+                assert_close(own, torch.stack(batches))
+    apart = results[ranks][APART]
+    assert difference(*({name: kl[0] for name, kl in result["kl"].items()} for result in apart[:2])) > 1e-4
