@@ -405,7 +405,8 @@ class GAN(LightningModule):
     def check_batch(self, size: int, ranks: int = 1, *, synchronized: bool = True) -> None:
         """Refuse updates on `size` images over all ranks if batch norm cannot be trained on them; see settings.check_batch."""
         if any(self.batch_norms()):
-            check_batch(size, ranks, groups=ghost_groups(self), synchronized=synchronized)
+            groups = ghost_groups(self) if "ghost" in (self.hparams["g_norm"], self.hparams["d_norm"]) else None
+            check_batch(size, ranks, groups, synchronized=synchronized)
 
     # Validation and checkpoints -----------------------------------------------------------------------------------
 

@@ -43,20 +43,20 @@ def check_settings(settings: dict[str, Any]) -> None:
         )
 
 
-def check_batch(size: int, ranks: int, groups: int, *, synchronized: bool) -> None:
+def check_batch(size: int, ranks: int, groups: int | None, *, synchronized: bool) -> None:
     """Refuse batches of a size that batch norm cannot be trained on.
 
     Args:
         size: images per update over all ranks.
         ranks: number of ranks.
-        groups: groups into which ghost batch norm cuts what it normalizes, 1 where there is none.
+        groups: groups into which ghost batch norm cuts what it normalizes, None where there is none.
         synchronized: whether that is the ranks' images together.
 
     Raises:
         UsageError: if the batch cannot be cut into the groups, each on one rank, or if they are too small.
     """
-    groups_on_all_ranks = max(groups, ranks) if synchronized else groups * ranks
-    if groups > 1 and (size % groups_on_all_ranks or groups_on_all_ranks % ranks):
+    groups_on_all_ranks = ranks if groups is None else groups if synchronized else groups * ranks
+    if groups is not None and (size % groups_on_all_ranks or groups_on_all_ranks % ranks):
         raise UsageError(
             f"--model.ghost_groups {groups} must divide the {size} images of --data.batch_size on {ranks} devices, and be a "
             f"multiple of {ranks} where they are normalized together (--trainer.sync_batchnorm true)"
@@ -64,5 +64,5 @@ def check_batch(size: int, ranks: int, groups: int, *, synchronized: bool) -> No
     if size // groups_on_all_ranks < 2:
         raise UsageError(
             f"batch norm needs at least 2 images at a time on each device, and here has {size // groups_on_all_ranks}: raise "
-            "--data.batch_size" + (" or lower --model.ghost_groups" if groups > 1 else "")
+            "--data.batch_size" + (" or lower --model.ghost_groups" if groups is not None else "")
         )

@@ -299,6 +299,7 @@ def test_batch_norms_are_named_as_in_the_state_dict() -> None:
         ({"g_norm": "layer", "d_norm": "ghost", "ghost_groups": 4}, 10, 1, "ghost_groups 4 must divide the 10 images"),
         ({"g_norm": "ghost", "d_norm": "none", "ghost_groups": 3}, 12, 2, "a multiple of 2 where they are normalized together"),
         ({"ghost_groups": 3}, 10, 2, None),  # which no layer has
+        ({"g_norm": "ghost"}, 8, 2, "ghost_groups 1 must .* a multiple of 2"),
     ],
 )
 def test_batches_are_checked_by_what_the_networks_have(

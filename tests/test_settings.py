@@ -79,11 +79,14 @@ def answering(answer: str | None) -> AbstractContextManager[object]:
 @pytest.mark.parametrize(
     ("size", "ranks", "groups", "synchronized", "answer"),
     [
-        (2, 1, 1, True, None),
-        (1, 1, 1, True, r"at least 2 images at a time on each device, and here has 1: raise --data.batch_size$"),
-        (4, 2, 1, True, None),
+        (2, 1, None, True, None),
+        (1, 1, None, True, r"at least 2 images at a time on each device, and here has 1: raise --data.batch_size$"),
+        (4, 2, None, True, None),
+        (4, 2, None, False, None),
+        (2, 2, None, False, "at least 2 images at a time on each device, and here has 1"),
+        (4, 1, 1, True, None),
+        (4, 2, 1, True, "a multiple of 2 where they are normalized together"),  # one group of two ranks' rows is on neither
         (4, 2, 1, False, None),
-        (2, 2, 1, False, "at least 2 images at a time on each device, and here has 1"),
         (8, 1, 4, True, None),
         (8, 2, 4, True, None),
         (4, 1, 4, True, "and here has 1: raise --data.batch_size or lower --model.ghost_groups$"),
@@ -95,7 +98,7 @@ def answering(answer: str | None) -> AbstractContextManager[object]:
     ],
 )
 def test_batches_that_batch_norm_cannot_be_trained_on_are_refused(
-    size: int, ranks: int, groups: int, synchronized: bool, answer: str | None
+    size: int, ranks: int, groups: int | None, synchronized: bool, answer: str | None
 ) -> None:
     with answering(answer):
         check_batch(size, ranks, groups, synchronized=synchronized)
