@@ -1,6 +1,5 @@
 """The moving average of G: how it moves, with its buffers, and that it changes nothing else."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +128,8 @@ class Weights(Callback):
 
 def averaged(states: list[dict[str, Tensor]], name: str, decay: float) -> Tensor:
     """Return the mean in which each state has the weight decay^age."""
-    ages = range(len(states) - 1, -1, -1)
-    return sum(decay**age * state[name].double() for age, state in zip(ages, states, strict=True)) / sum(decay**age for age in ages)
+    weights = decay ** torch.arange(len(states) - 1, -1, -1, dtype=torch.float64)
+    return torch.tensordot(weights / weights.sum(), torch.stack([state[name].double() for state in states]), dims=1)
 
 
 @pytest.mark.parametrize("buffers", EMA_BUFFERS)
