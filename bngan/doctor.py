@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import formatannotation, signature
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
@@ -31,10 +30,9 @@ from bngan.data import ImageDataModule
 from bngan.errors import UsageError
 from bngan.gan import GAN
 from bngan.images import to_minus1_1
-from bngan.messages import ABSENT, explain
+from bngan.messages import explain
 from bngan.norms import BATCH_COUPLED
-from bngan.recipes import DEFAULT_CONFIG, read_config
-from bngan.run import run_of
+from bngan.recipes import CLASSES, DEFAULT_CONFIG, read_config
 from bngan.trainer import Trainer
 
 Settings = dict[str, Any]
@@ -44,10 +42,12 @@ EPS_FRACTION = 0.1
 KL_LIMIT = 0.5  # nats
 DEAD_FRACTION = 0.1
 LARGE_VARIANCE = 1e6
-SKEW_LIMIT = 0.65
+LEAST_LEAN = 0.55  # from 0.5, which is balanced, to what matters
 CHANCE_MARGIN = 0.05
 SMALL_BATCH = 16
-BATCH = 256
+IMAGES = 2048
+LEAST_BATCHES = 8  # from which a standard error can be told
+KINDS = {"model": GAN, "data": ImageDataModule, "trainer": Trainer}
 
 
 @dataclass(frozen=True)
@@ -67,25 +67,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class ForwardStatistics:
-    """What passed through both networks in one batch, in training mode and with nothing left behind.
+    """What passed through both networks in training mode, in batches of training's size, with nothing left behind.
 
     Attributes:
-        generator: statistics of each batch norm layer of G on fresh latents, by name.
-        generator_ema: likewise for the EMA of G, empty where there is none.
-        real: statistics of each batch norm layer of D on real images alone.
-        fake: likewise on fakes alone.
-        active: for each ReLU of G, the fraction of latents (C,) for which each channel is above 0 anywhere.
-        d_loss: D's loss.
+        seen: by name of each batch norm layer of the GAN what it normalized, batch by batch: fresh latents in G and its EMA,
+            and in D what `batching` puts together.
+        alive: for each ReLU of G, which channels (C,) were above 0 anywhere.
+        d_losses: D's loss on each batch (batches,).
         chance: the least loss of a D that gives every image the same logit.
         spread: standard deviation of D's logits.
     """
 
-    generator: dict[str, BatchStatistics]
-    generator_ema: dict[str, BatchStatistics]
-    real: dict[str, BatchStatistics]
-    fake: dict[str, BatchStatistics]
-    active: dict[str, Tensor]
-    d_loss: float
+    seen: dict[str, list[BatchStatistics]]
+    alive: dict[str, Tensor]
+    d_losses: Tensor
     chance: float
     spread: float
 
@@ -112,70 +107,47 @@ def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
 
 
 def _diagnose_recipe(path: Path) -> tuple[str, list[Finding]]:
-    model, data, trainer = _recipe(path)
+    settings = _recipe(path)
+    model, data, trainer = settings["model"], settings["data"], settings["trainer"]
     # Of the penalties, which the GAN refuses with batch norm in D, the settings tell enough.
     gan = GAN(**{**model, "r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0})
-    return f"{path}: its settings and its untrained networks", [*examine_settings(model, data, trainer), *examine_layers(gan)]
+    together = data["batch_size"] // (1 if trainer["sync_batchnorm"] else _devices(trainer))
+    return f"{path}: its settings and its untrained networks", [*examine_settings(model, together), *examine_layers(gan)]
 
 
 def _diagnose_checkpoint(path: Path, root: Path | None) -> tuple[str, list[Finding]]:
     content = read_checkpoint(path)
     gan = build_gan(path, content)
-    data = content.get("datamodule_hyper_parameters", {})
-    trainer = _trainer_settings(run_of(path))
-    real_images = _real_images(path, data, root, gan.image_shape)
+    real_images = _real_images(path, content.get("datamodule_hyper_parameters", {}), root, gan.image_shape)
     findings = [
-        *examine_settings(content["hyper_parameters"], data, trainer),
+        *examine_settings(content["hyper_parameters"], int(gan.normalized_together)),
         *examine_layers(gan),
         *examine_training(gan, real_images),
     ]
     return f"{path}: iteration {int(gan.iteration)}, {len(real_images)} real images", findings
 
 
-def _recipe(path: Path) -> tuple[Settings, Settings, Settings]:
-    """Return the model's, the data's and the Trainer's settings of a recipe over the default's, checked."""
-    recipes = [read_config(file) for file in (DEFAULT_CONFIG, path)]
-    groups: dict[str, Settings] = {
-        group: {name: value for recipe in recipes for name, value in (recipe.get(group) or {}).items()}
-        for group in ("model", "data", "trainer")
-    }
-    for group, kind in (("model", GAN), ("data", ImageDataModule), ("trainer", Trainer)):
-        for name in groups[group]:
-            if name not in signature(kind).parameters:
-                reason = ABSENT.get(f"{group}.{name}", "see bngan fit --help.all")
-                raise UsageError(f"{path}: there is no setting {group}.{name}; {reason}")
-    model, data = _checked(path, "model", GAN, groups["model"]), _checked(path, "data", ImageDataModule, groups["data"])
-    if data["batch_size"] < 1:
-        raise UsageError(f"{path}: data.batch_size must be at least 1, got {data['batch_size']}")
-    return model, data, groups["trainer"]
-
-
-def _checked(path: Path, group: str, kind: type, settings: Settings) -> Settings:
-    """Return the settings, with the class's defaults for those that are not given, if their types are right."""
+def _recipe(path: Path) -> dict[str, Settings]:
+    """Return the model's, the data's and the Trainer's settings of a recipe over the default's, if their types are right."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, group, instantiate=False)
+    for group, kind in KINDS.items():
+        parser.add_class_arguments(kind, group, instantiate=False)
+    files = [read_config(file) for file in (DEFAULT_CONFIG, path)]
+    given = {group: {name: value for file in files for name, value in file.get(group, {}).items()} for group in KINDS}
+    for group, name in (setting.split(".") for setting in CLASSES):  # to parse these would import what they name
+        given.get(group, {}).pop(name, None)
     try:
-        checked = parser.parse_object({group: settings}).as_dict()[group]
+        settings = parser.parse_object(given).as_dict()
     except ArgumentError as error:
         raise UsageError(f"{path}: {explain(error)}") from error
-    for name, parameter in signature(kind).parameters.items():
-        if checked[name] is None and parameter.default is not None:  # which passes the parser
-            expected = formatannotation(parameter.annotation)
-            raise UsageError(f"{path}: {group}.{name}: null is not allowed; expected {expected}")
-    return checked
-
-
-def _trainer_settings(run: Path | None) -> Settings:
-    """Return what a run's config.yaml tells of the Trainer, nothing where there is no run."""
-    if run is None:
-        return {}
-    config = run / "config.yaml"
-    try:
-        content = yaml.safe_load(config.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{config}, which belongs to the checkpoint, is damaged; move it away to do without") from error
-    trainer = content.get("trainer") if isinstance(content, dict) else None
-    return trainer if isinstance(trainer, dict) else {}
+    for group, kind in KINDS.items():
+        for name, parameter in signature(kind).parameters.items():
+            if settings[group][name] is None and parameter.default is not None:  # which passes the parser
+                expected = formatannotation(parameter.annotation)
+                raise UsageError(f"{path}: {group}.{name}: null is not allowed; expected {expected}")
+    if settings["data"]["batch_size"] < 1:
+        raise UsageError(f"{path}: data.batch_size must be at least 1, got {settings['data']['batch_size']}")
+    return settings
 
 
 def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tuple[int, ...]) -> Tensor:
@@ -194,7 +166,7 @@ def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tup
     if root is not None:  # a folder that only a checkpoint names is read, never written to
         module.prepare_data()
     try:
-        return to_minus1_1(module.subset(BATCH, train=True).images)
+        return to_minus1_1(module.subset(IMAGES, train=True).images)
     except UsageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(absent) from error
@@ -204,21 +176,17 @@ def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tup
 # What the settings alone tell -----------------------------------------------------------------------------------------
 
 
-def examine_settings(model: Settings, data: Settings, trainer: Settings) -> Iterator[Finding]:
-    """Yield what is wrong with settings, named as in a recipe; those that are not given have their defaults."""
-    model, data = _defaults(GAN) | model, _defaults(ImageDataModule) | data
+def examine_settings(model: Settings, together: int) -> Iterator[Finding]:
+    """Yield what is wrong with a GAN's settings, in training on batches in which `together` images pass G."""
+    model = {name: parameter.default for name, parameter in signature(GAN).parameters.items()} | model
     yield from _penalized_batch_norm(model)
-    yield from _small_batch(model, data, trainer)
+    yield from _small_batch(model, together)
     if model["ema_decay"] and model["ema_buffers"] == "copy" and model["g_norm"] in BATCH_COUPLED:
         yield Finding(
             "EMA of G without its buffers",
             "ema_buffers copy: the averaged weights are sampled with running statistics of other weights",
             "--model.ema_buffers average or precise",
         )
-
-
-def _defaults(kind: type) -> Settings:
-    return {name: parameter.default for name, parameter in signature(kind).parameters.items()}
 
 
 def _penalized_batch_norm(model: Settings) -> Iterator[Finding]:
@@ -234,17 +202,20 @@ def _penalized_batch_norm(model: Settings) -> Iterator[Finding]:
         )
 
 
-def _small_batch(model: Settings, data: Settings, trainer: Settings) -> Iterator[Finding]:
-    normalized = {model["g_norm"], model["d_norm"]} & BATCH_COUPLED
-    devices, groups = _devices(trainer), model["ghost_groups"]
-    together = [data["batch_size"] // (groups if norm == "ghost" else devices) for norm in normalized]
-    if together and min(together) < SMALL_BATCH:
+def _small_batch(model: Settings, together: int) -> Iterator[Finding]:
+    seen_by_d = 2 * together if model["batching"] == "joint" else together
+    sizes = [
+        size // (model["ghost_groups"] if norm == "ghost" else 1)
+        for norm, size in ((model["g_norm"], together), (model["d_norm"], seen_by_d))
+        if norm in BATCH_COUPLED
+    ]
+    if sizes and min(sizes) < SMALL_BATCH:
         yield Finding(
             "batch too small for batch norm",
-            f"{min(together)} images at a time (batch_size {data['batch_size']}, devices {devices}, ghost_groups {groups}): "
-            f"the batch's variance is off by {100 * math.sqrt(2 / max(1, min(together) - 1)):.0f}% (one standard deviation) "
-            "where the values are Gaussian",
-            f"at least {SMALL_BATCH} images: raise --data.batch_size, lower --model.ghost_groups, or use norm group or layer",
+            f"{min(sizes)} images at a time: where each gives one value and these are Gaussian, the batch's variance is off by "
+            f"{100 * math.sqrt(2 / max(1, min(sizes) - 1)):.0f}% (one standard deviation)",
+            f"at least {SMALL_BATCH} images: raise --data.batch_size, lower --model.ghost_groups, leave "
+            "--trainer.sync_batchnorm true, or use norm group or layer",
         )
 
 
@@ -272,8 +243,8 @@ def examine_layers(gan: GAN) -> Iterator[Finding]:
         yield Finding(
             "bias before batch norm",
             f"{_some([name for name, _ in biased])}: batch norm subtracts the mean, so these "
-            f"{sum(count for _, count in biased)} weights do nothing and get noise for a gradient",
-            "harmless; bias=False would save them (network mlp has them because its source has)",
+            f"{sum(count for _, count in biased)} weights do nothing, and their gradient is rounding, which Adam amplifies",
+            "bias=False, or requires_grad_(False) as in network mlp, which has them because its source has",
         )
     if gan.iteration > 0:
         yield from _running_variances(gan)
@@ -303,16 +274,17 @@ def _eps_fraction(layer: BatchNorm) -> float:
 
 
 def _useless_biases(gan: GAN) -> Iterator[tuple[str, int]]:
-    """Yield the name and the size of each bias that a batch norm follows."""
+    """Yield the name and the size of each trained bias that a batch norm follows."""
     normalizing = {name for name, _ in gan.batch_norms()}
     for network in ("generator", "discriminator"):
-        before: tuple[str, nn.Module] | None = None
+        before: tuple[str, int] | None = None
         for name, module in gan.get_submodule(network).named_modules(prefix=network):
             if any(True for _ in module.children()):
                 continue
-            if name in normalizing and before is not None and isinstance(before[1].bias, Tensor):
-                yield f"{before[0]}.bias", before[1].bias.numel()
-            before = (name, module) if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) else None
+            if name in normalizing and before is not None:
+                yield before
+            bias = module.bias if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) else None
+            before = (f"{name}.bias", bias.numel()) if bias is not None and bias.requires_grad else None
 
 
 # What passing real images and latents through them tells --------------------------------------------------------------
@@ -323,41 +295,44 @@ def examine_training(gan: GAN, real_images: Tensor) -> Iterator[Finding]:
     passed = pass_through(gan, real_images)
     yield from _far_statistics(gan, passed)
     yield from _dead_channels(passed)
-    yield from _blind_discriminator(gan, passed)
-    yield from _leaning_statistics(gan, passed)
+    if gan.batching == "separate":
+        yield from _blind_discriminator(gan, passed)
+        yield from _leaning_statistics(gan, passed)
 
 
 def _far_statistics(gan: GAN, passed: ForwardStatistics) -> Iterator[Finding]:
-    if found := _far_layers(gan.generator, passed.generator):
+    if found := _far_layers(gan, "generator", passed):
         precise = "" if gan.eval_statistics == "precise" else ", or --model.eval_statistics precise"
         yield Finding(
             "running statistics far from the batch's",
-            f"KL(batch || running) in nats, mean over channels, of G: {_some(found)}; samples look worse "
-            "after training than in it",
+            f"KL(batch || running) in nats, mean over channels, of {_some(found)}; samples look worse after training than "
+            "in it",
             f"a larger --model.bn_momentum{precise}",
         )
     # With ema_buffers precise the buffers that are kept are not those that samples are drawn with.
-    if gan.generator_ema is None or gan.ema_buffers == "precise":
-        return
-    if found := _far_layers(gan.generator_ema, passed.generator_ema):
+    if gan.ema_buffers != "precise" and (found := _far_layers(gan, "generator_ema", passed)):
         yield Finding(
             "EMA of G far from its own statistics",
-            f"KL(batch || running) in nats, mean over channels, of the EMA of G: {_some(found)}",
+            f"KL(batch || running) in nats, mean over channels, of {_some(found)}",
             "--model.ema_buffers average or precise",
         )
 
 
-def _far_layers(network: nn.Module, statistics: dict[str, BatchStatistics]) -> list[str]:
-    """Return the network's layers whose batch is far from the running statistics, with the distance."""
-    distances = {name: float(kl_to_running(layer, statistics[name]).mean()) for name, layer in batch_norm_layers(network)}
+def _far_layers(gan: GAN, network: str, passed: ForwardStatistics) -> list[str]:
+    """Return the network's layers whose batches' mean statistics are far from the running ones, with the distance."""
+    distances = {
+        name: float(kl_to_running(_mean(passed.seen[name]), layer.eps).mean())
+        for name, layer in batch_norm_layers(gan)
+        if name.startswith(f"{network}.")
+    }
     return [f"{name} {value:.2f}" for name, value in distances.items() if not value < KL_LIMIT]
 
 
 def _dead_channels(passed: ForwardStatistics) -> Iterator[Finding]:
     dead = [
-        f"{name} {int((fraction == 0).sum())} of {len(fraction)}"
-        for name, fraction in passed.active.items()
-        if float((fraction == 0).float().mean()) > DEAD_FRACTION
+        f"{name} {int((~alive).sum())} of {len(alive)}"
+        for name, alive in passed.alive.items()
+        if float((~alive).float().mean()) > DEAD_FRACTION
     ]
     if dead:
         yield Finding(
@@ -368,97 +343,120 @@ def _dead_channels(passed: ForwardStatistics) -> Iterator[Finding]:
 
 
 def _blind_discriminator(gan: GAN, passed: ForwardStatistics) -> Iterator[Finding]:
-    at_chance = passed.d_loss >= passed.chance - CHANCE_MARGIN * (abs(passed.chance) or passed.spread)
-    if at_chance and gan.batching == "separate" and any(batch_norm_layers(gan.discriminator)):
+    d_loss, batches = float(passed.d_losses.mean()), len(passed.d_losses)
+    error = float(passed.d_losses.std(unbiased=batches > 1)) / math.sqrt(batches)
+    at_chance = d_loss - 3 * error >= passed.chance - CHANCE_MARGIN * (abs(passed.chance) or passed.spread)
+    if at_chance and any(batch_norm_layers(gan.discriminator)):
         yield Finding(
             "D blind in separate batches",
-            f"D's loss is {passed.d_loss:.4f}, chance is {passed.chance:.4f}: normalizing real and fake images apart removes "
-            "what tells them apart",
+            f"D's loss is {d_loss:.4f}, chance is {passed.chance:.4f}: normalizing real and fake images apart removes what "
+            "tells them apart",
             "--model.batching joint",
         )
 
 
 def _leaning_statistics(gan: GAN, passed: ForwardStatistics) -> Iterator[Finding]:
-    skews = {name: _skew(layer, passed.real[name], passed.fake[name]) for name, layer in batch_norm_layers(gan.discriminator)}
-    if skewed := [f"{name} {skew:.2f}" for name, skew in skews.items() if skew > SKEW_LIMIT]:
+    leaning = []
+    for name, layer in batch_norm_layers(gan.discriminator):
+        expected = expected_lean(layer.momentum or 0.0)
+        if expected >= LEAST_LEAN and len(passed.d_losses) >= LEAST_BATCHES:
+            lean, error = _lean(layer, passed.seen[f"discriminator.{name}"], len(passed.d_losses))
+            if lean - 3 * error > (0.5 + expected) / 2:
+                leaning.append(f"{name} {lean:.2f} (expected {expected:.2f})")
+    if leaning:
         yield Finding(
             "D's running statistics lean towards fakes",
-            f"0 is real, 0.5 balanced, 1 fake: {_some(skewed)}",
+            f"0 is real, 0.5 balanced, 1 fake: {_some(leaning)}",
             "--model.batching joint, which shows D both at once; in separate batches fakes come last, which a smaller "
             "--model.bn_momentum makes matter less",
         )
 
 
-def _skew(layer: BatchNorm, real: BatchStatistics, fake: BatchStatistics) -> float:
-    """Return where the running mean lies between the mean of real images, 0, and that of fakes, 1."""
+def expected_lean(momentum: float) -> float:
+    """Return where separate batches leave D's running mean between the mean of real images, 0, and that of fakes, 1.
+
+    Each batch leaves (1 - m) of the running mean and adds m of its own. Real images and fakes come in turn and fakes last, so
+    fakes have the weights m, m (1 - m)^2, m (1 - m)^4 ..., which sum to m / (1 - (1 - m)^2) = 1 / (2 - m), and real images have
+    the rest: 0.526 at m = 0.1, which is harmless, 0.667 at 0.5, and 0.909 at 0.9.
+    """
+    return 1 / (2 - momentum)
+
+
+def _lean(layer: BatchNorm, seen: list[BatchStatistics], batches: int) -> tuple[float, float]:
+    """Return where the running mean lies between the mean of real images, 0, and that of fakes, 1, with its standard error.
+
+    The line from the one to the other is drawn by every second batch and measured along by the others: drawn by the same
+    ones, their noise would pass for a difference. Where there is none, the error is larger than the value, or both are NaN.
+
+    Args:
+        layer: of D.
+        seen: what it saw: of each batch real images, then fakes, with a ghost norm one after the other group.
+        batches: how many there were, of each.
+    """
     running_mean, _ = running_statistics(layer)
-    scale = (real.var + layer.eps).sqrt()
-    apart = (fake.mean - real.mean) / scale
-    if float(apart.square().mean()) < 1e-3:  # too close together for a place between them to mean anything
-        return 0.5
-    return float(((running_mean - real.mean) / scale * apart).sum() / apart.square().sum())
+    scale = torch.stack([group.var for group in seen]).mean(dim=0).add(layer.eps).sqrt()  # (C,)
+    means = torch.stack([group.mean for group in seen]) / scale
+    means = means.view(batches, 2, -1, len(scale)).mean(dim=2)  # (batches, real and fake, C)
+    line = (means[::2, 1] - means[::2, 0]).mean(dim=0)
+    places = means[1::2] @ line  # (batches / 2, real and fake)
+    real, fake = places.mean(dim=0)
+    real_var, fake_var = places.var(dim=0) / len(places)
+    lean = (running_mean / scale @ line - real) / (fake - real)
+    error = ((1 - lean).square() * real_var + lean.square() * fake_var).sqrt() / (fake - real).abs()
+    return float(lean), float(error)
 
 
 @torch.no_grad()
 def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
-    """Give both networks one batch in training mode, real images (N, C, H, W) and as many fakes; change nothing."""
+    """Give both networks real images (N, C, H, W) and as many fakes as in training: in its batches, with its noise."""
     weight = next(gan.generator.parameters())
-    real_images = real_images.to(weight.device, weight.dtype)
     groups = ghost_groups(gan)
-    real_images = real_images[: len(real_images) // groups * groups]
-    z = rng.normal((len(real_images), gan.latent_dim), gan.seed, rng.Stream.PRECISE, 0).to(weight.device, weight.dtype)
-    with evaluation_statistics(gan, "batch"):
-        with recorded_statistics(gan.generator) as generator, _active_channels(gan.generator) as active:
-            fake_images = gan.generate(z)
-        generator_ema: dict[str, list[BatchStatistics]] = {}
-        if gan.generator_ema is not None:
-            with recorded_statistics(gan.generator_ema) as generator_ema:
+    size = min(int(gan.normalized_together), len(real_images)) // groups * groups
+    batches = [batch for batch in real_images.split(size) if len(batch) == size]
+    logits: list[tuple[Tensor, Tensor]] = []
+    with evaluation_statistics(gan, "batch"), recorded_statistics(gan) as seen, _alive_channels(gan.generator) as alive:
+        for number, batch in enumerate(batches):
+            z = rng.normal((size, gan.latent_dim), gan.seed, rng.Stream.PRECISE, number).to(weight)
+            real_noise, fake_noise = gan.draw_instance_noise(2 * size, number).chunk(2)
+            if gan.generator_ema is not None:
                 gan.generator_ema(z)
-        with recorded_statistics(gan.discriminator) as real:
-            gan.logits(real_images)
-        with recorded_statistics(gan.discriminator) as fake:
-            gan.logits(fake_images)
-        real_logits, fake_logits = discriminate(gan.logits, real_images, fake_images, gan.batching)
+            logits.append(discriminate(gan.logits, batch.to(weight) + real_noise, gan.generate(z) + fake_noise, gan.batching))
     constants = torch.linspace(-3, 3, 121, device=weight.device).reshape(-1, 1, 1)
     return ForwardStatistics(
-        generator=_over_groups(generator),
-        generator_ema=_over_groups(generator_ema),
-        real=_over_groups(real),
-        fake=_over_groups(fake),
-        active=active,
-        d_loss=float(gan.loss.discriminator(real_logits, fake_logits)),
+        seen=seen,
+        alive=alive,
+        d_losses=torch.stack([gan.loss.discriminator(real, fake) for real, fake in logits]),
         chance=min(float(gan.loss.discriminator(constant, constant)) for constant in constants),
-        spread=float(torch.cat([real_logits, fake_logits]).std()),
+        spread=float(torch.cat([torch.cat(pair) for pair in logits]).std()),
     )
 
 
 @contextmanager
-def _active_channels(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Within the block, collect by name of each ReLU the fraction of inputs (C,) for which a channel is above 0 anywhere."""
-    active: dict[str, Tensor] = {}
+def _alive_channels(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within the block, collect by name of each ReLU which channels (C,) were above 0 anywhere."""
+    alive: dict[str, Tensor] = {}
 
     def look(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
-        active[name] = (output > 0).transpose(0, 1).flatten(start_dim=1).float().mean(dim=1)
+        now = (output > 0).transpose(0, 1).flatten(start_dim=1).any(dim=1)
+        alive[name] = alive.get(name, now) | now
 
     relus = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
     handles = [module.register_forward_hook(partial(look, name)) for name, module in relus]
     try:
-        yield active
+        yield alive
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _over_groups(seen: dict[str, list[BatchStatistics]]) -> dict[str, BatchStatistics]:
-    """Return the mean over the groups of a ghost norm, towards which its running statistics move; others have one group."""
-    return {
-        name: BatchStatistics(
-            mean=torch.stack([group.mean for group in groups]).mean(dim=0),
-            var=torch.stack([group.var for group in groups]).mean(dim=0),
-            count=sum(group.count for group in groups),
-        )
-        for name, groups in seen.items()
-    }
+def _mean(seen: list[BatchStatistics]) -> BatchStatistics:
+    """Return the mean over batches, and over the groups of a ghost norm: that is what running statistics move towards."""
+    return replace(
+        seen[0],
+        mean=torch.stack([batch.mean for batch in seen]).mean(dim=0),
+        var=torch.stack([batch.var for batch in seen]).mean(dim=0),
+        count=sum(batch.count for batch in seen),
+    )
 
 
 def _some(items: list[str], limit: int = 4) -> str:

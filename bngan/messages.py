@@ -45,7 +45,9 @@ def _wrong_type(match: re.Match[str]) -> str:
 
 
 def _no_such_setting(match: re.Match[str]) -> str:
-    name = match[1].strip().lstrip("-").partition("=")[0].partition(" ")[0]
+    group, option = match.groups()
+    option = option.strip().lstrip("-").partition("=")[0].partition(" ")[0]
+    name = option if group is None else f"{group}.{option}"
     return f"there is no setting --{name}; {ABSENT.get(name, 'see bngan fit --help')}"
 
 
@@ -61,7 +63,7 @@ LONG_INTERVAL = r"`val_check_interval` \((.*?)\) must be less than or equal to t
 PLAIN_WORDS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r'^Parser key "([\w.]+)": .*?Subtypes: (\[.*?\]) Errors.*Given value: (.*)$', _wrong_type),
     (r'^Parser key "([\w.]+)": Expected a (.*?)\. Got value: (.*)$', _wrong_type),
-    (r"(?:does not accept option|[Uu]nrecognized arguments:) ['\"]?([^'\"]+)", _no_such_setting),
+    (r"(?:(?:Group '(\w+)' )?does not accept option|[Uu]nrecognized arguments:) ['\"]?([^'\"]+)", _no_such_setting),
     (r'^Parser key "([\w.]+)": (.*)$', lambda match: f"--{match[1]}: {match[2][:300]}"),
     (
         r"No supported (\w+) backend found|Accelerator can not be created|(\w+)Accelerator` can not run on your system",

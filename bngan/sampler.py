@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bngan import rng
+from bngan.images import slerp
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,20 @@ class Sampler:
             for number in range(first, stop, self.block)
         ]
         return torch.cat(blocks)[start - first : stop - first]
+
+    def walk(self, start: int, end: int, steps: int, seed: int = 0) -> Tensor:
+        """Return images (steps, C, H, W) of latents on the great circle from sample `start`'s to sample `end`'s.
+
+        Where samples are normalized by their own batch, each step takes the place of sample `start` among its batch-mates, so
+        that only the latent changes along the walk: the first image is sample `start`, and the last has other company than
+        sample `end`.
+        """
+        first, last = (rng.sample_latents(number, number + 1, self.latent_dim, seed) for number in (start, end))
+        latents = slerp(first, last, steps)  # (steps, latent_dim)
+        if self.block is None:
+            return self.generate(latents)
+        place = start % self.block
+        mates = rng.sample_latents(start - place, start - place + self.block, self.latent_dim, seed)
+        blocks = mates.repeat(steps, 1, 1)  # (steps, block, latent_dim)
+        blocks[:, place] = latents
+        return torch.stack([self.generate(block)[place] for block in blocks])

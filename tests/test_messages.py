@@ -12,6 +12,7 @@ CASES: dict[str, tuple[str, type[Exception], str]] = {
     # what a library says, the type that it has if it is about a setting, and words of the line
     "a type": ("Parser key \"model.g_lr\": Expected a <class 'float'>. Got value: fast", argparse.ArgumentError, "float"),
     "no such setting": ("Unrecognized arguments: --model.glr=1", argparse.ArgumentError, "there is no setting --model.glr"),
+    "none in a file": ("Group 'model' does not accept option 'noise'", argparse.ArgumentError, "--model.noise; it is called"),
     "no GPU": ("No supported gpu backend found!", MisconfigurationException, "--trainer.accelerator"),
     "what has no words yet": ("`Trainer(limit=2)` is odd", MisconfigurationException, "`Trainer(limit=2)` is odd"),
     "an interval": (INTERVAL, ValueError, "--trainer.val_check_interval 1000 is more than the 468 batches"),

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan import GAN
-from bngan.batchnorm import EVAL_STATISTICS, EvalStatistics, ReferenceBatchNorm
+from bngan import GAN, rng
+from bngan.batchnorm import EVAL_STATISTICS, EvalStatistics
 from bngan.errors import UsageError
 from bngan.gan import Weights
+from bngan.images import slerp
 from bngan.sampler import Sampler
 from tests.test_gan import images, tiny, trainer
 
@@ -45,29 +46,44 @@ def drawn(gan: GAN, weights: Weights | None, statistics: EvalStatistics | None, 
 # By itself ------------------------------------------------------------------------------------------------------------
 
 
+class Batched(nn.Module):
+    """Adds the batch's mean to each of its latents; keeps the batches' sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.sizes: list[int] = []
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.sizes.append(len(z))
+        return z * self.weight + z.mean()
+
+
 def test_sampler_draws_numbered_samples_in_blocks() -> None:
-    sizes: list[int] = []
-
-    class Batched(nn.Module):
-        """Adds the batch's mean to each of its latents."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
-
-        def forward(self, z: Tensor) -> Tensor:
-            sizes.append(len(z))
-            return z * self.weight + z.mean()
-
-    whole, blocks = Sampler(Batched(), (1, 2, 2), latent_dim=4), Sampler(Batched(), (1, 2, 2), latent_dim=4, block=8)
+    network = Batched()
+    whole, blocks = Sampler(Batched(), (1, 2, 2), latent_dim=4), Sampler(network, (1, 2, 2), latent_dim=4, block=8)
     found = blocks.samples(5, 21, seed=3)
     assert found.shape == (16, 1, 2, 2)
     assert found.dtype == torch.float64
-    assert sizes == [8, 8, 8]
+    assert network.sizes == [8, 8, 8]
     assert_close(found[:3], whole.samples(0, 8, seed=3)[5:])
     assert_close(found[3:11], whole.samples(8, 16, seed=3))
     assert apart(found, whole.samples(5, 21, seed=3))
     assert apart(found, blocks.samples(5, 21, seed=4))
+
+
+@pytest.mark.parametrize("block", [None, 8])
+def test_walk_changes_the_latent_alone(block: int | None) -> None:
+    network = Batched()
+    sampler = Sampler(network, (1, 2, 2), latent_dim=4, block=block)
+    ends = torch.stack([rng.sample_latents(number, number + 1, 4, seed=3)[0] for number in (13, 22)]).double()
+    latents = slerp(ends[:1], ends[1:], steps=5)
+    found = sampler.walk(13, 22, steps=5, seed=3)
+    assert network.sizes == ([5] if block is None else [8] * 5)
+    mates = rng.sample_latents(8, 16, 4, seed=3).double()  # of sample 13
+    batches = [latents] * 5 if block is None else [torch.cat([mates[:5], z[None], mates[6:]]) for z in latents]
+    expected = torch.stack([z + batch.mean() for z, batch in zip(latents, batches, strict=True)]).view(5, 1, 2, 2)
+    assert_close(found, expected)
 
 
 # Of a GAN -------------------------------------------------------------------------------------------------------------
@@ -83,6 +99,20 @@ def test_samples_are_the_same_however_they_are_cut_up(gan: GAN, weights: Weights
     shifted = drawn(gan, weights, statistics, start=10)
     assert_close(shifted[:33], whole[7:])
     assert apart(shifted[:33], whole[:33])
+
+
+@pytest.mark.parametrize("statistics", EVAL_STATISTICS)
+def test_walk_begins_at_its_first_sample_and_ends_at_its_last_where_company_does_not_matter(
+    gan: GAN, statistics: EvalStatistics
+) -> None:
+    with gan.sampler(statistics=statistics, batch_size=16) as sampler:
+        walk = sampler.walk(19, 40, steps=10, seed=5)
+        first, last = sampler.samples(19, 20, seed=5)[0], sampler.samples(40, 41, seed=5)[0]
+    assert walk.shape == (10, 1, 4, 4)
+    assert_close(walk[0], first, atol=1e-6)
+    assert apart(walk[-1], last, by=1e-4) == (statistics == "batch")
+    assert apart(walk[0], walk[1])
+    assert apart(first, last)
 
 
 def test_samples_differ_by_weights_and_by_statistics(gan: GAN) -> None:
@@ -136,16 +166,15 @@ def test_average_of_precise_buffers_is_sampled_by_precise_statistics(tmp_path: P
     assert apart(drawn(precise, "raw", "running"), drawn(precise, "raw", "precise"))
 
 
-def test_batches_of_samples_are_as_large_as_those_that_training_normalizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    gan = tiny(g_norm="reference")
-    gan.batch_size = 32
-    layers = [layer for layer in gan.generator.modules() if isinstance(layer, ReferenceBatchNorm)]
-    assert gan.normalized_together == 32
-    monkeypatch.setattr("bngan.distributed.world_size", lambda: 4)
-    assert gan.normalized_together == 8
-    layers[0].synchronized = True
-    assert gan.normalized_together == 32
-    with gan.sampler(statistics="batch") as sampler:
-        assert sampler.block == 32
-    with gan.sampler(statistics="running") as sampler:
-        assert sampler.block is None
+def test_samples_are_normalized_with_as_many_as_training_normalized_together() -> None:
+    gan = tiny()
+    for size in (8, 32):
+        gan.normalized_together.fill_(size)
+        with gan.sampler(statistics="batch") as sampler:
+            assert sampler.block == size
+            found = sampler.samples(0, 40, seed=2)
+            assert_close(found[:size], sampler.generate(gan.sample_latents(0, size, seed=2)))
+        with gan.sampler(statistics="running") as sampler:
+            assert sampler.block is None
+    with gan.sampler(statistics="batch", batch_size=16) as sampler:
+        assert sampler.block == 16

@@ -1,5 +1,6 @@
 """Pictures of what G makes, in TensorBoard and as PNG files."""
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 from bngan.data import ImageDataModule
 from bngan.errors import UsageError
 from bngan.gan import GAN
-from bngan.images import grid, save_png, slerp, to_minus1_1
+from bngan.images import grid, save_png, to_minus1_1
 from bngan.trainer import run_folder
 
 WALKS = 4  # rows of the picture of walks
@@ -73,12 +74,16 @@ class SampleImages(Callback):
 
     def _draw(self, trainer: Trainer, gan: GAN) -> None:
         iteration = self._drawn_at = trainer.global_step
-        ends = gan.sample_latents(self.num_samples, self.num_samples + 2 * WALKS, self.seed)
+        ends = range(self.num_samples, self.num_samples + 2 * WALKS)  # samples that the grid does not show
         with gan.sampler() as sampler:
             samples = sampler.samples(0, self.num_samples, self.seed)
-            walks = sampler.generate(slerp(ends[0::2], ends[1::2], self.walk_steps))
+            walks = [
+                sampler.walk(start, end, self.walk_steps, self.seed) for start, end in zip(ends[0::2], ends[1::2], strict=True)
+            ]
         self._show(trainer, "samples/fixed_z", f"iteration-{iteration:06d}", samples, iteration)
-        self._show(trainer, "samples/interpolation", f"interpolation-{iteration:06d}", walks, iteration, self.walk_steps)
+        self._show(
+            trainer, "samples/interpolation", f"interpolation-{iteration:06d}", torch.cat(walks), iteration, self.walk_steps
+        )
 
     def _show(self, trainer: Trainer, tag: str, name: str, images: Tensor, iteration: int, columns: int | None = None) -> None:
         """Show images (N, C, H, W) in [-1, 1] as one picture."""

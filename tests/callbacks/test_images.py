@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan import GAN
+from bngan.batchnorm import EvalStatistics
 from bngan.callbacks import SampleImages
 from bngan.data import ImageDataModule
 from bngan.errors import UsageError
@@ -75,6 +76,23 @@ def test_walk_has_a_row_for_each_pair_of_latents_and_its_ends_differ(digits: Ima
     assert walk.shape[:2] == (4 * cell + 2, 3 * cell + 2)
     first, last = walk[2:58, 2:58], walk[2:58, 2 * cell + 2 : 2 * cell + 58]
     assert np.abs(first - last).max() > 1
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_walk_begins_at_the_sample_of_its_first_latent(
+    statistics: EvalStatistics, digits: ImageDataModule, tmp_path: Path
+) -> None:
+    gan = tiny(image_shape=(1, 28, 28), g_lr=0.05, ema_decay=0.9, eval_statistics=statistics)
+    fit(tmp_path, gan, digits)
+    walks = drawn(tmp_path / "samples" / "interpolation-000007.png")
+    with gan.sampler() as sampler:
+        # The grid shows 4 samples, and each walk goes from one of the next to another.
+        first = sampler.samples(4, 12)[0::2]
+        alone = sampler.generate(gan.sample_latents(4, 12))[0::2]
+    for expected, same in ((first, True), (alone, statistics == "running")):
+        save_png(grid(expected, columns=1), tmp_path / "column.png")
+        column = drawn(tmp_path / "column.png")
+        assert (np.abs(walks[:, : column.shape[1]] - column).max() <= 1) == same
 
 
 def test_real_picture_is_of_held_out_images(digits: ImageDataModule, tmp_path: Path) -> None:

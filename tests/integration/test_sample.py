@@ -7,9 +7,11 @@ import pytest
 
 from bngan import GAN
 from bngan.batchnorm import EVAL_STATISTICS
+from bngan.checkpoint import load_gan
 from bngan.cli import main
 from bngan.gan import Weights
 from bngan.images import to_uint8
+from tests.conftest import Command, only_run
 from tests.test_gan import images, tiny, trainer
 
 WEIGHTS: tuple[Weights, ...] = ("raw", "ema")
@@ -56,3 +58,20 @@ def test_command_cannot_sample_an_average_that_is_not_kept(tmp_path: Path, capsy
     answer = capsys.readouterr().err
     assert "ema_decay" in answer
     assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize(("synchronized", "together"), [(True, 32), (False, 16)])
+def test_samples_of_two_ranks_are_normalized_in_one_process_as_they_were_in_training(
+    synchronized: bool, together: int, train: Command, mnist_root: Path, tmp_path: Path
+) -> None:
+    flags = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_steps=2", "--trainer.limit_val_batches=0")
+    sizes = ("--data.batch_size=32", "--model.hidden_dim=8", "--metrics.num_samples=0")
+    norms = (f"--trainer.sync_batchnorm={str(synchronized).lower()}", "--model.eval_statistics=batch")
+    done = train("fit", *flags, *sizes, *norms, f"--data.root={mnist_root}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    path = only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt"
+    gan, found = load_gan(path), sampled(path)
+    for size in (16, 32):
+        with gan.sampler() as sampler:
+            expected = to_uint8(sampler.generate(gan.sample_latents(0, size))).numpy().astype(int)
+        assert (furthest(found[:16], expected[:16]) <= 1) == (size == together)
