@@ -19,6 +19,7 @@ RENAMED = {
     "sampling": "eval_statistics",
 }
 RENAMED_CALLBACKS = {"Checkpoints": "CheckpointSaver", "Quality": "MeasureSamples"}
+LARGEST_BATCH = 2**20
 BATCH_STAGES = ("ready", "started", "processed", "completed")
 
 Content = dict[str, Any]
@@ -61,7 +62,8 @@ def upgrade(content: Content) -> Content:
     weights = {name.replace("average.module.", "generator_ema."): value for name, value in content["state_dict"].items()}
     weights.pop("average.n_averaged", None)
     batch_size = content.get("datamodule_hyper_parameters", {}).get("batch_size")
-    weights.setdefault("normalized_together", torch.tensor(batch_size if isinstance(batch_size, int) else 128))
+    known = isinstance(batch_size, int) and 0 < batch_size <= LARGEST_BATCH
+    weights.setdefault("normalized_together", torch.tensor(batch_size if known else 128))
     weights.setdefault("discriminator.instance_noise", torch.zeros(()))  # it is not known any more
     states = {RENAMED_CALLBACKS.get(name, name): state for name, state in content.get("callbacks", {}).items()}
     with suppress(KeyError, TypeError, ValueError):  # a stranger's may be anything
@@ -116,6 +118,8 @@ def check_networks(checkpoint: Path, content: Content) -> None:
             # A file of kilobytes can hold one number and the claim that it is a thousand billion.
             if found[name].untyped_storage().nbytes() < value.numel():
                 raise ValueError(f"{name} holds less than its shape says")
+        if not 0 < (together := int(found["normalized_together"])) <= LARGEST_BATCH:
+            raise ValueError(f"it says that {together} images were normalized together")
         if absent := {"image_shape", "seed"} - content["hyper_parameters"].keys():
             raise ValueError(f"its settings lack {', '.join(sorted(absent))}")
     except Exception as error:  # a stranger's settings may be anything, and fail anywhere

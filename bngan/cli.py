@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 TRAINER_COMMANDS = {
     "fit": "train; with no further words, the batch-normalized GAN on MNIST",
-    "validate": "measure a checkpoint on the held-out images",
-    "test": "the same, at full length",
+    "validate": "measure a checkpoint as training does, and the statistics that G can be sampled with",
+    "test": "measure a checkpoint against the held-out images, which chose nothing",
     "predict": "write a checkpoint's samples as pictures",
 }
 OWN_COMMANDS = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import formatannotation, signature
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from bngan.gan import GAN
 from bngan.images import to_minus1_1
 from bngan.messages import explain
 from bngan.norms import BATCH_COUPLED
-from bngan.recipes import CLASSES, DEFAULT_CONFIG, read_config
+from bngan.recipes import CLASSES, DEFAULT_CONFIG, check_nulls, read_config
 from bngan.trainer import Trainer
 
 Settings = dict[str, Any]
@@ -141,10 +141,7 @@ def _recipe(path: Path) -> dict[str, Settings]:
     except ArgumentError as error:
         raise UsageError(f"{path}: {explain(error)}") from error
     for group, kind in KINDS.items():
-        for name, parameter in signature(kind).parameters.items():
-            if settings[group][name] is None and parameter.default is not None:  # which passes the parser
-                expected = formatannotation(parameter.annotation)
-                raise UsageError(f"{path}: {group}.{name}: null is not allowed; expected {expected}")
+        check_nulls(kind, settings[group], prefix=f"{path}: {group}.")
     if settings["data"]["batch_size"] < 1:
         raise UsageError(f"{path}: data.batch_size must be at least 1, got {settings['data']['batch_size']}")
     return settings

@@ -6,4 +6,4 @@ class UsageError(ValueError):
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss became NaN or infinite: nothing trained from here on would mean anything."""
+    """A loss, a weight or an image became NaN or infinite: nothing trained from here on would mean anything."""

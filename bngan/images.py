@@ -7,6 +7,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from bngan.errors import NonFiniteLoss
+
 
 def to_minus1_1(images: Tensor) -> Tensor:
     """Map images from uint8 0..255 to float32 [-1, 1]."""
@@ -14,8 +16,15 @@ def to_minus1_1(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map images in [-1, 1] to the nearest of uint8 0..255, on the CPU."""
-    return ((images.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """Map images in [-1, 1] to the nearest of uint8 0..255, on the CPU.
+
+    Raises:
+        NonFiniteLoss: if there are NaN values among them, which would become black pixels.
+    """
+    images = images.detach().float().cpu()
+    if images.isnan().any():
+        raise NonFiniteLoss("images have NaN values, because the generator's weights have some: take an earlier checkpoint")
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:

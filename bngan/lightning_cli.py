@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -36,7 +36,16 @@ from bngan.distributed import print0
 from bngan.errors import UsageError
 from bngan.gan import GAN
 from bngan.messages import explain, filter_warnings
-from bngan.recipes import CLASSES, DEFAULT_CONFIG, check_class, flatten, names_foreign_code, read_config, to_yaml
+from bngan.recipes import (
+    CLASSES,
+    DEFAULT_CONFIG,
+    check_class,
+    check_nulls,
+    flatten,
+    names_foreign_code,
+    read_config,
+    to_yaml,
+)
 from bngan.rendezvous import agree_on_port
 from bngan.run import Location, Start
 from bngan.trainer import Trainer, as_list
@@ -47,7 +56,7 @@ FROZEN = {
     *(f"model.{name}" for name in signature(GAN).parameters.keys() - {"cuda_graph", "tf32"}),
     *(f"data.{name}" for name in ("name", "image_size", "channels", "batch_size")),
     *(f"trainer.{name}" for name in ("precision", "sync_batchnorm", "limit_train_batches", "limit_val_batches")),
-    *(f"metrics.{name}" for name in ("num_samples", "feature", "seed")),
+    *(f"metrics.{name}" for name in ("num_samples", "feature", "seed", "mode_threshold")),
     *(f"checkpoint.{name}" for name in ("monitor", "mode")),
 }
 # Settings of the machine, which a run that goes on may have left.
@@ -63,6 +72,17 @@ ARGUMENTS = {
     *("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"),
     *("ckpt_path", "weights_only", "verbose", "return_predictions"),
 }
+
+
+# The order matters: samples are measured before the bar shows it and the best checkpoint is chosen by it.
+CALLBACKS: dict[str, type[Callback]] = {
+    "images": SampleImages,
+    "batchnorm": BatchNormStatistics,
+    "metrics": MeasureSamples,
+    "progress": RunProgress,
+    "checkpoint": CheckpointSaver,
+}
+KINDS: dict[str, type] = {"model": GAN, "data": ImageDataModule, "trainer": Trainer, **CALLBACKS}
 
 
 def run_command(command: str, options: argparse.Namespace, settings: list[str]) -> None:
@@ -131,12 +151,8 @@ class GanCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks' settings, and let some settings follow from others."""
-        parser.add_lightning_class_args(SampleImages, "images")
-        parser.add_lightning_class_args(BatchNormStatistics, "batchnorm")
-        # The order matters: samples are measured before the bar shows it and the best checkpoint is chosen by it.
-        parser.add_lightning_class_args(MeasureSamples, "metrics")
-        parser.add_lightning_class_args(RunProgress, "progress")
-        parser.add_lightning_class_args(CheckpointSaver, "checkpoint")
+        for group, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, group)
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.n_critic", "data.n_critic")
@@ -214,7 +230,9 @@ class GanCLI(LightningCLI):
     # The Trainer --------------------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """Let settings name classes with plain values alone."""
+        """Refuse null where there must be something, and let settings name classes with plain values alone."""
+        for group, kind in KINDS.items():
+            check_nulls(kind, self._settings[group], prefix=f"--{group}.")
         for group, name in (setting.split(".") for setting in CLASSES):
             for given in as_list(self._settings[group][name]):
                 if not isinstance(given, bool | str):
@@ -290,12 +308,12 @@ class GanCLI(LightningCLI):
         print0(f"Done: {self.start.folder}")
 
     def validate(self, **modules: Any) -> None:
-        """Measure on the held-out images."""
+        """Measure as training does."""
         # Lightning would print floors and controls as metrics, in a second table.
         self.trainer.validate(**modules, **self._checkpoint, verbose=False)
 
     def test(self, **modules: Any) -> None:
-        """Measure at full length."""
+        """Measure against the held-out images."""
         self.trainer.test(**modules, **self._checkpoint, verbose=False)
 
     def predict(self, **modules: Any) -> None:

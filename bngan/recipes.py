@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from enum import Enum
-from inspect import signature
+from inspect import formatannotation, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -89,6 +89,23 @@ def to_yaml(flat: Mapping[str, Any]) -> str:
         return yaml.safe_dump(settings)
     except yaml.YAMLError as error:
         raise UsageError(f"settings should be numbers, words and lists of them, not {error.args[-1]!r}") from error
+
+
+def check_nulls(kind: type, settings: Mapping[str, Any], prefix: str) -> None:
+    """Refuse null, which every parser lets pass, where a class's argument cannot be None.
+
+    Args:
+        kind: the class.
+        settings: its arguments by name.
+        prefix: what stands before a name in the message.
+
+    Raises:
+        UsageError: naming the setting and what it takes.
+    """
+    for name, parameter in signature(kind).parameters.items():
+        taken = parameter.annotation
+        if name in settings and settings[name] is None and type(None) not in get_args(taken):
+            raise UsageError(f"{prefix}{name}: null is not allowed; expected {formatannotation(taken)}")
 
 
 def names_foreign_code(setting: str, value: Any) -> bool:

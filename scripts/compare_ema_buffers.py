@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
 from rich.progress import track
 
 from bngan.batchnorm import EvalStatistics, batch_norm_layers, running_statistics
@@ -33,10 +32,7 @@ def main() -> None:
     mnist.lay_out(args.root)
     metrics = SampleMetrics(load_feature_net("digits"), (1, 28, 28))
     held_out = DATASETS["mnist"].load(args.root, train=False).images
-    metrics.set_real(
-        (to_minus1_1(held_out[start : start + CHUNK]), torch.arange(start, start + CHUNK))
-        for start in range(0, len(held_out), CHUNK)
-    )
+    metrics.set_real(to_minus1_1(some) for some in held_out.split(CHUNK))
     fids: dict[str, list[float]] = {policy: [] for policy in POLICIES}
     for path in track(args.checkpoints, description="measuring"):
         gan = load_gan(path)
@@ -59,10 +55,7 @@ def main() -> None:
 
 def fid(metrics: SampleMetrics, gan: GAN, weights: Weights, statistics: EvalStatistics) -> float:
     with gan.sampler(weights, statistics) as sampler:
-        chunks = (
-            (to_minus1_1(to_uint8(sampler.samples(start, start + CHUNK))), torch.arange(start, start + CHUNK))
-            for start in range(0, SAMPLES, CHUNK)
-        )
+        chunks = (to_minus1_1(to_uint8(sampler.samples(start, start + CHUNK))) for start in range(0, SAMPLES, CHUNK))
         return metrics.measure(chunks, fid_alone=True)["fid"]
 
 

@@ -27,7 +27,8 @@ from rich.progress import track
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = ("default", "best_mlp", "dcgan")
 SEEDS = (1, 2, 3, 4, 5)
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "modes", "class_kl", "confidence")
+METRICS = ("fid", "kid", "kid_se", "precision", "recall", "density", "coverage", "modes_covered", "class_kl", "confidence")
+REFERENCES = {"floor": "floor", "dropped": "a class dropped", "blurred": "blurred", "repeated": "100 repeated"}
 POLICIES = ("raw, running", "raw, batch", "raw, precise", "ema, running", "ema, batch", "ema, precise")
 NETWORKS = {
     "default": "the source's MLP pair; batch norm in both, one joint batch",
@@ -124,10 +125,11 @@ def page(rows: Sequence[Row]) -> str:
         "# Recipes, measured",
         "",
         "Written by `python scripts/recipes.py` from `docs/recipes.json`; not to be edited by hand. No seed was used to choose",
-        "a setting. `best.ckpt` of each run, chosen by FID on one set of latents, is measured on 5 others,",
-        f"{rows[0]['num_samples']:,} samples each, against as many held-out digits, by the features of the pinned digit net.",
-        "± is the standard deviation over training seeds. The floor is what as many real training digits get; the controls are",
-        "real training digits without the first class, and blurred ones.",
+        "a setting. `best.ckpt` of each run, chosen by FID on one set of latents against training digits, is measured on 5",
+        f"others, {rows[0]['num_samples']:,} samples each, against as many held-out digits, by features of the pinned digit",
+        "net. ± is the standard deviation over training seeds, kid_se the standard error of kid over the images. The floor is",
+        "what as many real training digits get; the controls are real training digits without the first class, blurred ones,",
+        f"and 100 digits, {rows[0]['num_samples'] // 100} times each.",
         "",
     ]
     for recipe in RECIPES:
@@ -140,15 +142,17 @@ def page(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """Return README's table."""
     lines = [
-        "| recipe | networks | seeds | FID | times its floor | recall | modes of 10 | class KL (floor) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | networks | seeds | FID | times its floor | recall | coverage (floor) | modes of 10 | class KL (floor) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for recipe in RECIPES:
         own = [row["test"] for row in rows if row["recipe"] == recipe]
         if own:
-            floors = {name: own[0][name]["floor"] for name in ("fid", "class_kl")}
-            fids, recalls, kls = ([test[name]["mean"] for test in own] for name in ("fid", "recall", "class_kl"))
-            modes = min(test["modes"]["mean"] for test in own)
+            floors = {name: own[0][name]["floor"] for name in ("fid", "coverage", "class_kl")}
+            fids, recalls, coverages, kls = (
+                [test[name]["mean"] for test in own] for name in ("fid", "recall", "coverage", "class_kl")
+            )
+            modes = min(test["modes_covered"]["mean"] for test in own)
             cells = [
                 f"`configs/{recipe}.yaml`",
                 NETWORKS[recipe],
@@ -156,6 +160,7 @@ def summary(rows: Sequence[Row]) -> str:
                 spread(fids, digits=2),
                 f"{mean(fids) / floors['fid']:.0f}",
                 spread(recalls, digits=2),
+                f"{spread(coverages, digits=2)} ({floors['coverage']:.2f})",
                 f"{modes:.0f}",
                 f"{mean(kls):.4f} ({floors['class_kl']:.4f})",
             ]
@@ -173,17 +178,17 @@ def recipe_lines(rows: Sequence[Row]) -> list[str]:
         f"Seeds {seeds}. **FID {spread(fids)}, {mean(fids) / floor:.1f} times the floor**",
         f"of {floor:.3f}. {timing(rows)}",
         "",
-        "| metric | mean ± sd | least | most | floor | a class dropped | blurred |",
-        "|---|---|---|---|---|---|---|",
+        f"| metric | mean ± sd | least | most | {' | '.join(REFERENCES.values())} |",
+        f"|---|---|---|---|{'---|' * len(REFERENCES)}",
     ]
     for name in METRICS:
         values = [row["test"][name]["mean"] for row in rows]
-        references = " | ".join(f"{first['test'][name][reference]:.4f}" for reference in ("floor", "dropped", "blurred"))
+        references = " | ".join(f"{first['test'][name][reference]:.4f}" for reference in REFERENCES)
         lines.append(f"| {name} | {spread(values)} | {min(values):.4f} | {max(values):.4f} | {references} |")
     lines += [
         "",
         "FID by what G is sampled with: its own weights or their moving average (ema), normalized by running statistics, by",
-        "the batch's own, or by precise ones (one set of latents).",
+        "the batch's own, or by precise ones (one set of latents, against training digits).",
         "",
         "| weights, statistics | FID | less raw, running | worse in |",
         "|---|---|---|---|",

@@ -29,14 +29,10 @@ def clouds(sizes: Sizes, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
     return real.mul_(0.5).tanh(), fake.mul_(0.5).tanh()
 
 
-def numbered(features: Tensor, chunk: int = 50) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(features.split(chunk), torch.arange(len(features)).split(chunk), strict=True))
-
-
 def values_of(metric: FeaturePairs, real: Tensor, fake: Tensor) -> dict[str, float]:
     for features, is_real in ((real, True), (fake, False)):
-        for part, index in numbered(features):
-            metric.update(part, index, real=is_real)
+        for part in features.split(50):
+            metric.update(part, real=is_real)
     return {name: float(value) for name, value in metric.compute().items()}
 
 

@@ -105,6 +105,16 @@ CASES = {
     "float expected": ((*FIT, "--model.g_lr=fast"), no_files, ("--model.g_lr", "float", "fast")),
     "int expected": ((*FIT, "--model.n_critic=1.5"), no_files, ("--model.n_critic", "int", "1.5")),
     "int or nothing expected": ((*FIT, "--trainer.max_epochs=many"), no_files, ("--trainer.max_epochs", "int", "many")),
+    **{
+        f"null for {setting}": ((*FIT, "--config=null.yaml"), wrote("null.yaml", text), (f"--{setting}", "null is not allowed"))
+        for setting, text in (
+            ("model.g_lr", "model: {g_lr: null}"),
+            ("data.batch_size", "data: {batch_size: null}"),
+            ("trainer.devices", "trainer: {devices: null}"),
+            ("metrics.chunk", "metrics: {chunk: null}"),
+            ("images.seed", "images: {seed: null}"),
+        )
+    },
     "bool expected": (
         (*FIT, "--model.update_d_stats_in_g_step=maybe"),
         no_files,
@@ -238,6 +248,7 @@ CASES = {
     "old option of sample": (("sample", "gone.ckpt", "--sampling=batch"), no_files, ("--sampling",)),
     "old weights of sample": (("sample", "gone.ckpt", "--weights=average"), no_files, ("average", "ema")),
     "too few samples to measure": ((*FIT[:2], "--metrics.num_samples=3"), no_files, ("num_samples", "128")),
+    "mode threshold of 0": ((*FIT[:2], "--metrics.mode_threshold=0"), no_files, ("mode_threshold", "above 0")),
     "negative number of samples": ((*FIT[:2], "--metrics.num_samples=-1"), no_files, ("num_samples", "at least 0")),
     "unknown feature net": ((*FIT[:2], "--metrics.feature=vgg"), no_files, ("vgg", "digits", "inception", "package.module")),
     "feature net of no module": ((*FIT[:2], "--metrics.feature=gone.Net"), no_files, ("gone",)),
@@ -256,7 +267,7 @@ CASES = {
     "too few pictures to measure": (
         (*FIT[:2], "--data.name=folder", "--data.folder=pictures", "--data.batch_size=4", "--metrics.feature=torch.nn.Flatten"),
         odd_pictures,
-        ("held-out", "at least 6"),
+        ("at least 6 training images", "there are 3 of each"),
     ),
     "average's decay": ((*FIT, "--model.ema_decay=1"), no_files, ("ema_decay", "[0, 1)")),
     "average's buffers": ((*FIT, "--model.ema_buffers=none"), no_files, ("none", "copy", "average", "precise")),

@@ -137,3 +137,21 @@ def test_old_checkpoint_of_a_batch_in_parts_is_refused(tmp_path: Path) -> None:
                 load_gan(tmp_path / "old.ckpt")
         else:
             load_gan(tmp_path / "old.ckpt")
+
+
+def test_old_checkpoint_is_given_what_it_did_not_keep(tmp_path: Path) -> None:
+    content = old()
+    for batch_size, known in ((48, 48), (0, 128), (-3, 128), (10**30, 128), ("many", 128), (None, 128)):
+        torch.save({**content, "datamodule_hyper_parameters": {"batch_size": batch_size}}, tmp_path / "old.ckpt")
+        gan = load_gan(tmp_path / "old.ckpt")
+        assert int(gan.normalized_together) == known
+        assert float(gan.discriminator.instance_noise) == 0
+
+
+@pytest.mark.parametrize("together", [0, -1, 2**40])
+def test_checkpoint_whose_batch_cannot_be_is_refused(together: int, tmp_path: Path) -> None:
+    content = read_checkpoint(OLD[0])
+    content["state_dict"]["normalized_together"] = torch.tensor(together)
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(UsageError, match=rf"odd\.ckpt does not fit .*: it says that {together} images were normalized together"):
+        load_gan(tmp_path / "odd.ckpt")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bngan.errors import NonFiniteLoss
 from bngan.images import grid, save_png, slerp, to_minus1_1, to_uint8
 
 
@@ -29,6 +30,16 @@ def test_values_between_two_bytes_go_to_the_nearest() -> None:
 
 def test_values_beyond_the_range_go_to_its_ends() -> None:
     assert to_uint8(torch.tensor([-3.0, -1.01, 1.01, 3.0], requires_grad=True)).tolist() == [0, 0, 255, 255]
+
+
+def test_values_that_are_none_are_refused(tmp_path: Path) -> None:
+    images = torch.zeros(2, 1, 4, 4)
+    assert to_uint8(images).unique().tolist() == [128]
+    images[1, 0, 2, 3] = math.nan
+    for write in (to_uint8, lambda images: save_png(grid(images), tmp_path / "a.png")):
+        with pytest.raises(NonFiniteLoss, match=r"images have NaN values.*earlier checkpoint"):
+            write(images)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

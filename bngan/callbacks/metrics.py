@@ -13,7 +13,18 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from bngan.batchnorm import EVAL_STATISTICS, EvalStatistics
-from bngan.callbacks.references import References, Values, cache_key, read_cache, reference_images, write_cache
+from bngan.callbacks.references import (
+    Entry,
+    References,
+    Values,
+    cache_key,
+    count_comparable,
+    is_same_net,
+    read_cache,
+    real_images,
+    reference_images,
+    write_cache,
+)
 from bngan.data import ImageDataModule
 from bngan.distributed import print0
 from bngan.errors import UsageError
@@ -27,15 +38,18 @@ DIGIT_SHAPE = (1, 28, 28)
 DIGIT_SETS = ("mnist", "emnist_digits")
 TEST_SEEDS = 5
 LEAST_REAL = 6
+PROBED = 16  # images
 
 
 class MeasureSamples(Callback):
-    """Compares samples with the held-out images: FID, KID, precision, recall, density, coverage, and the classes seen.
+    """Compares samples with real images: FID, KID, precision, recall, density, coverage, and the classes seen.
 
-    Validation logs val/<metric> of samples from one set of fixed latents. Beside it stand floor/<metric>, which is what as
-    many real training images get, and two positive controls: dropped/<metric> of training images without the first class,
-    and blurred/<metric> of blurred ones. `validate` compares the statistics that G can be sampled with, `test` draws five
-    further sets of latents. Samples are rounded to the 256 levels of a picture.
+    `fit` and `validate` compare with training images, so that nothing is chosen by the held-out ones, which `test` compares
+    with. val/<metric> is of samples from one set of fixed latents. Beside it stands floor/<metric>, what as many other training
+    images get, and three positive controls: dropped/<metric> of training images without the first class, blurred/<metric> of
+    blurred ones, and repeated/<metric> of a few of them again and again. `validate` also compares the statistics that G can be
+    sampled with, `test` draws five further sets of latents. All sets have the same number of images: num_samples, or as many as
+    there are real ones, which a line tells. Samples are rounded to the 256 levels of a picture.
 
     Args:
         num_samples: samples to draw; 0 measures nothing.
@@ -43,31 +57,47 @@ class MeasureSamples(Callback):
             images (N, C, H, W) in [-1, 1] to features (N, d).
         chunk: samples generated at a time.
         seed: seed of the samples' latents; test uses the next 5.
+        mode_threshold: fraction of an equal share of the samples from which on a class counts as covered.
 
     Raises:
-        UsageError: if num_samples is below 0 or chunk below 1.
+        UsageError: if a setting is out of range.
     """
 
-    def __init__(self, num_samples: int = 10_000, feature: str = "digits", chunk: int = 500, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_samples: int = 10_000,
+        feature: str = "digits",
+        chunk: int = 500,
+        seed: int = 0,
+        mode_threshold: float = 0.05,
+    ) -> None:
         if num_samples < 0 or chunk < 1:
             raise UsageError(f"metrics.num_samples must be at least 0 and chunk at least 1, got {num_samples} and {chunk}")
+        if not 0 < mode_threshold <= 1:
+            raise UsageError(f"metrics.mode_threshold must be above 0 and at most 1, got {mode_threshold}")
         self.num_samples, self.feature, self.chunk, self.seed = num_samples, feature, chunk, seed
+        self.mode_threshold = mode_threshold
         self._metric: SampleMetrics | None = None  # None where nothing is measured
+        self._held_out = False  # whether samples are compared with held-out images
+        self._count = 0  # images in each set
         self._references: References = {}
         self._last: Values = {}
+        self._iteration = 0  # the one that was measured last
         self._began = self._seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last, "seconds": self._seconds}
+        return {"last": self._last, "iteration": self._iteration, "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._last, self._seconds = state_dict["last"], state_dict["seconds"]
+        self._seconds = state_dict["seconds"]
+        if "iteration" in state_dict:  # version 0.1 compared with held-out images; what it measured last is not kept
+            self._last, self._iteration = state_dict["last"], state_dict["iteration"]
 
     def setup(self, trainer: Trainer, gan: GAN, stage: str) -> None:
         """Load the feature net, if it knows such images.
 
         Raises:
-            UsageError: if there are too few samples or held-out images for it.
+            UsageError: if there are too few samples or real images for it.
         """
         self._run_folder = run_folder(trainer)
         self._metric, self._references = None, {}
@@ -80,25 +110,43 @@ class MeasureSamples(Callback):
                 "--metrics.feature inception, or a network of your own."
             )
             return
-        self._metric = self._load_metric(trainer, gan, data)
+        self._held_out = stage == "test"
+        comparable = self._count_comparable(data)
+        self._metric = self._load_metric(gan, trainer.strategy.root_device)
+        self._count = self._choose_count(comparable, 2 * self._metric.num_features)
 
-    def _load_metric(self, trainer: Trainer, gan: GAN, data: ImageDataModule) -> SampleMetrics:
-        found = len(data.subset(LEAST_REAL, train=False).labels)
-        if found < LEAST_REAL:
+    def _count_comparable(self, data: ImageDataModule) -> int:
+        """Return how many real images there are to compare samples with."""
+        comparable = count_comparable(data, held_out=self._held_out)
+        if comparable < LEAST_REAL:
             raise UsageError(
-                f"metrics need at least {LEAST_REAL} held-out images, and there are {found}: give more pictures, or "
+                f"metrics compare samples with at least {LEAST_REAL} {'held-out' if self._held_out else 'training'} images and "
+                f"need as many other training images for the floor, but there are {comparable} of each: give more pictures, or "
                 "--metrics.num_samples 0"
             )
+        return comparable
+
+    def _load_metric(self, gan: GAN, device: torch.device) -> SampleMetrics:
         with torch.random.fork_rng(devices=[]):  # building a network draws numbers, which must not change training
             net = load_feature_net(self.feature)
-        metric = SampleMetrics(net, gan.image_shape, trainer.strategy.root_device)
-        least = 2 * metric.num_features
+        return SampleMetrics(net, gan.image_shape, device, self.mode_threshold)
+
+    def _choose_count(self, comparable: int, enough: int) -> int:
+        """Return how many images each set has, given how many there are and from how many on FID says something."""
+        least = min(enough, comparable)
         if self.num_samples < least:
             raise UsageError(
-                f"metrics.num_samples must be 0 or at least {least}, twice the features of {self.feature}, got "
-                f"{self.num_samples}"
+                f"metrics.num_samples must be 0 or at least {least}, twice the features of {self.feature} or all images where "
+                f"there are fewer, got {self.num_samples}"
             )
-        return metric
+        if comparable < self.num_samples:
+            print0(
+                f"Measures {comparable:,} samples, not {self.num_samples:,}: there are no more real images to compare with and "
+                "for the floor."
+            )
+        if comparable < enough:
+            print0(f"FID of {enough // 2} features on {comparable} images says little: read it beside its floor.")
+        return min(self.num_samples, comparable)
 
     # When ---------------------------------------------------------------------------------------------------------
 
@@ -113,11 +161,11 @@ class MeasureSamples(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
         if self._metric is None or trainer.sanity_checking:
             return
-        values = self._measure(trainer, gan, self.seed)
+        # Every rank must know the values, and to the last digit, to agree on the best checkpoint.
+        self._last = trainer.strategy.broadcast(self._measure(trainer, gan, self.seed))
+        self._iteration = int(gan.iteration)
         if trainer.state.fn == "validate":
-            self._report_validate(trainer, values, self._compare_statistics(trainer, gan))
-        # Every rank must know them, and to the last digit, to agree on the best checkpoint.
-        self._last = trainer.strategy.broadcast(values)
+            self._report_validate(trainer, self._compare_statistics(trainer, gan))
         for kind, measured in {"val": self._last, **self._references}.items():
             for name, value in measured.items():
                 gan.log(f"{kind}/{name}", value)
@@ -126,6 +174,7 @@ class MeasureSamples(Callback):
     def on_test_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
         if self._metric is None:
             return
+        self._iteration = int(gan.iteration)
         seeds = range(self.seed + 1, self.seed + 1 + TEST_SEEDS)
         runs = [self._measure(trainer, gan, seed) for seed in seeds]
         for name in runs[0]:
@@ -135,10 +184,10 @@ class MeasureSamples(Callback):
 
     def on_train_end(self, trainer: Trainer, gan: GAN) -> None:
         if self._last and trainer.is_global_zero:
-            note = f"{self.num_samples} samples, last validation; validation took {self._seconds:.0f} s of the run"
+            note = f"{self._note()}; validation took {self._seconds:.0f} s of the run"
             print(_table({"value": self._last, **self._references}, note), flush=True)
-            report = {"num_samples": self.num_samples, "validation_seconds": self._seconds, "value": self._last}
-            self._write("quality.json", {**report, **self._references})
+            report = {"validation_seconds": self._seconds, "value": self._last, **self._references}
+            self._write("quality.json", report)
 
     # What is measured ---------------------------------------------------------------------------------------------
 
@@ -152,12 +201,12 @@ class MeasureSamples(Callback):
         *,
         fid_alone: bool = False,
     ) -> Values:
-        """Return the metrics of num_samples samples; weights and statistics are as in GAN.sampler."""
+        """Return the metrics of one set of samples; weights and statistics are as in GAN.sampler."""
         assert self._metric is not None
         with gan.sampler(weights, statistics) as sampler:
             samples = (
-                (to_minus1_1(to_uint8(sampler.samples(start, stop, seed))), torch.arange(start, stop))
-                for start, stop in self._own_chunks(trainer, self.num_samples)
+                to_minus1_1(to_uint8(sampler.samples(start, stop, seed)))
+                for start, stop in self._own_chunks(trainer, self._count)
             )
             return self._metric.measure(samples, fid_alone=fid_alone)
 
@@ -179,26 +228,30 @@ class MeasureSamples(Callback):
     def _measure_references(self, trainer: Trainer, metric: SampleMetrics) -> References:
         """Give the real images to the metric, and return the floor and the controls, measured or found in the data's folder."""
         data = _image_data(trainer)
-        real = data.subset(self.num_samples, train=False).images
-        metric.set_real(self._numbered(trainer, real))
-        if len(real) < 2 * metric.num_features:
-            print0(f"FID of {metric.num_features} features on {len(real)} real images says little: read it beside its floor.")
-        sets = partial(reference_images, data, self.num_samples)  # made anew for each use: kept, they would fill the memory
+        real = real_images(data, self._count, held_out=self._held_out)
+        metric.set_real(self._chunks(trainer, real))
+        # The sets are made anew for each use: kept, they would fill the memory.
+        sets = partial(reference_images, data, self._count, held_out=self._held_out)
         path = data.root / "floors.json"
-        key = cache_key(metric.net.fingerprint(), chain([real], (images for _, images in sets())))
+        key = cache_key(f"{self.feature} {self.mode_threshold}", chain([real], (images for _, images in sets())))
+        probe = metric.net.probe(to_minus1_1(real[:PROBED]).to(metric.device)).tolist()
         # Another run may be writing the file, so only one rank reads it, and what it found holds for all.
         known = read_cache(path) if trainer.is_global_zero else {}
-        found = trainer.strategy.broadcast(known.get(key))
+        entry = known.get(key)
+        found = entry["references"] if entry is not None and is_same_net(probe, entry["probe"]) else None
+        found = trainer.strategy.broadcast(found)
         if found is None:
-            found = {name: metric.measure(self._numbered(trainer, images)) for name, images in sets()}
+            found = {name: metric.measure(self._chunks(trainer, images)) for name, images in sets()}
             if trainer.is_global_zero and self._run_folder is not None:
-                write_cache(path, {**known, key: found})
+                write_cache(path, {**known, key: Entry(probe=probe, references=found)})
+        if "dropped" not in found and len(data.labels(train=True).unique()) > 1:
+            print0("The control `dropped` is left out: without the first class there are too few training images.")
         return found
 
-    def _numbered(self, trainer: Trainer, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this rank's chunks of images uint8 (N, C, H, W) as (n, C, H, W) in [-1, 1], with their numbers (n,)."""
+    def _chunks(self, trainer: Trainer, images: Tensor) -> Iterator[Tensor]:
+        """Yield this rank's chunks of images uint8 (N, C, H, W) as (n, C, H, W) in [-1, 1]."""
         for start, stop in self._own_chunks(trainer, len(images)):
-            yield to_minus1_1(images[start:stop]), torch.arange(start, stop)
+            yield to_minus1_1(images[start:stop])
 
     def _own_chunks(self, trainer: Trainer, count: int) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of this rank's chunks of `count` images, each image in one chunk of one rank."""
@@ -210,14 +263,17 @@ class MeasureSamples(Callback):
 
     # What is told -------------------------------------------------------------------------------------------------
 
-    def _report_validate(self, trainer: Trainer, values: Values, fids: dict[str, Values]) -> None:
+    def _note(self) -> str:
+        return f"iteration {self._iteration}, {self._count} samples"
+
+    def _report_validate(self, trainer: Trainer, fids: dict[str, Values]) -> None:
         if not trainer.is_global_zero:
             return
-        print(_table({"value": values, **self._references}, f"{self.num_samples} samples"), flush=True)
-        report = {"num_samples": self.num_samples, "value": values, **self._references, **fids}
+        print(_table({"value": self._last, **self._references}, self._note()), flush=True)
+        report: dict[str, Any] = {"value": self._last, **self._references, **fids}
         if fids:
             report["bn_gap"] = _bn_gap(fids)
-            print(f"\nFID by the weights and the statistics that G is sampled with ({self.num_samples} samples)")
+            print(f"\nFID by the weights and the statistics that G is sampled with ({self._note()})")
             print("\n".join(f"{policy:<17} {value['fid']:9.4f}" for policy, value in fids.items()))
             print(f"bn_gap = FID(running) - FID(precise) = {_bn_gap(fids):.4f}", flush=True)
         self._write("validate.json", report)
@@ -226,16 +282,17 @@ class MeasureSamples(Callback):
         means = {name: mean(run[name] for run in runs) for name in runs[0]}
         deviations = {name: stdev(run[name] for run in runs) for name in runs[0]}
         columns = {"mean": means, "sd": deviations, **self._references}
-        print(_table(columns, f"{TEST_SEEDS} seeds of latents, {self.num_samples} samples each"), flush=True)
+        print(_table(columns, f"{self._note()} from each of {TEST_SEEDS} seeds of latents"), flush=True)
         report = {
             name: {**{title: values[name] for title, values in columns.items()}, "values": [run[name] for run in runs]}
             for name in means
         }
-        self._write("test.json", {"num_samples": self.num_samples, "seeds": seeds, **report})
+        self._write("test.json", {"seeds": seeds, **report})
 
     def _write(self, name: str, report: dict[str, Any]) -> None:
         if self._run_folder is not None:
-            (self._run_folder / name).write_text(json.dumps(report, indent=2) + "\n")
+            content = {"iteration": self._iteration, "num_samples": self._count, **report}
+            (self._run_folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _image_data(trainer: Trainer) -> ImageDataModule:
@@ -246,7 +303,7 @@ def _image_data(trainer: Trainer) -> ImageDataModule:
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageDataModule):
-        raise ValueError(f"MeasureSamples needs an ImageDataModule, for its held-out images, got {type(data).__name__}")
+        raise ValueError(f"MeasureSamples needs an ImageDataModule, for the images to compare with, got {type(data).__name__}")
     return data
 
 
@@ -259,7 +316,7 @@ def _bn_gap(fids: dict[str, Values]) -> float:
 def _table(columns: dict[str, Values], note: str) -> str:
     """Return a row for each metric and a column for each title."""
     widths = {title: max(9, len(title) + 2) for title in columns}
-    lines = [f"{'metric':<11}" + "".join(f"{title:>{widths[title]}}" for title in columns) + f"   ({note})"]
+    lines = [f"{'metric':<14}" + "".join(f"{title:>{widths[title]}}" for title in columns) + f"   ({note})"]
     for name in next(iter(columns.values())):
-        lines.append(f"{name:<11}" + "".join(f"{values[name]:>{widths[title]}.4f}" for title, values in columns.items()))
+        lines.append(f"{name:<14}" + "".join(f"{values[name]:>{widths[title]}.4f}" for title, values in columns.items()))
     return "\n".join(lines)

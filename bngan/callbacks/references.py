@@ -6,8 +6,9 @@ These values depend on the data and the feature net alone, so they are worked ou
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -16,26 +17,49 @@ from torchvision.transforms.v2 import functional as tv
 from bngan.data import ImageDataModule
 
 # Raised when the same key would stand for other numbers.
-FLOORS_VERSION = 1
+FLOORS_VERSION = 2
 BLUR_KERNEL, BLUR_SIGMA = 5, 1.0  # pixels
 BLURRED_AT_ONCE = 100
+REPEATED = 100  # images
+PROBE_TOLERANCE = 1e-4  # of the largest number; another device or number of threads moves them by 1e-6
 
 Values = dict[str, float]
 References = dict[str, Values]  # of the floor and of each control, by name
 
 
-def reference_images(data: ImageDataModule, count: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the images, uint8 (count, C, H, W) or fewer where there are fewer, of the floor and the controls.
+class Entry(TypedDict):
+    """What the cache holds by a key: the references, and FeatureNet.probe of the net that they were measured with."""
 
-    `floor` has training images as they are, and the controls what a good metric notices: `dropped`, where there are classes,
-    has none of the first class, and `blurred` has the floor's images blurred.
+    probe: list[float]
+    references: References
+
+
+def count_comparable(data: ImageDataModule, *, held_out: bool) -> int:
+    """Return how many real images samples can be compared with, so that as many training images are left for the floor."""
+    training = len(data.labels(train=True))
+    return min(len(data.labels(train=False)), training) if held_out else training // 2
+
+
+def real_images(data: ImageDataModule, count: int, *, held_out: bool) -> Tensor:
+    """Return the images uint8 (count, C, H, W) that samples are compared with, held-out or training ones."""
+    return data.subset(count, train=not held_out).images
+
+
+def reference_images(data: ImageDataModule, count: int, *, held_out: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the images, uint8 (count, C, H, W), of the floor and of each control, none of them in real_images.
+
+    `floor` has training images as they are, and the controls what a good metric notices: `dropped`, where the other classes
+    have enough images, has none of the first class, `blurred` has the floor's images blurred, and `repeated` has a hundredth
+    of them, at most 100, again and again.
     """
-    training = data.subset(count, train=True)
-    yield "floor", training.images
-    classes = training.labels.unique()  # sorted
-    if len(classes) > 1:
-        yield "dropped", data.subset(count, train=True, without=int(classes[0])).images
-    yield "blurred", blurred(training.images)
+    skip = 0 if held_out else count
+    floor = data.subset(count, train=True, skip=skip).images
+    yield "floor", floor
+    dropped = data.subset(count, train=True, skip=skip, without=int(data.labels(train=True).min())).images
+    if len(dropped) == count:
+        yield "dropped", dropped
+    yield "blurred", blurred(floor)
+    yield "repeated", floor[torch.arange(count) % min(REPEATED, max(1, count // 100))]
 
 
 def blurred(images: Tensor) -> Tensor:
@@ -46,16 +70,22 @@ def blurred(images: Tensor) -> Tensor:
     return result
 
 
-def cache_key(fingerprint: str, sets: Iterable[Tensor]) -> str:
-    """Return a digest of the feature net, by its fingerprint, and of the sets of images uint8 (N, C, H, W)."""
-    digest = hashlib.sha256(f"{FLOORS_VERSION} {fingerprint}".encode())
+def cache_key(settings: str, sets: Iterable[Tensor]) -> str:
+    """Return a digest of the settings that the values depend on and of the sets of images uint8 (N, C, H, W)."""
+    digest = hashlib.sha256(f"{FLOORS_VERSION} {settings}".encode())
     for images in sets:
         digest.update(str(tuple(images.shape)).encode())
         digest.update(images.numpy().data)
     return digest.hexdigest()
 
 
-def read_cache(path: Path) -> dict[str, References]:
+def is_same_net(probe: Sequence[float], other: Sequence[float]) -> bool:
+    """Tell whether two probes of the same images come from the same feature net."""
+    tolerance = PROBE_TOLERANCE * max(map(abs, probe))
+    return all(abs(a - b) <= tolerance for a, b in zip(probe, other, strict=True))
+
+
+def read_cache(path: Path) -> dict[str, Entry]:
     """Return what the file holds by key, nothing where it is missing or, as is then printed, cannot be used."""
     if not path.is_file():
         return {}
@@ -72,7 +102,7 @@ def read_cache(path: Path) -> dict[str, References]:
     return content
 
 
-def write_cache(path: Path, content: dict[str, References]) -> None:
+def write_cache(path: Path, content: dict[str, Entry]) -> None:
     """Write the file, so that a reader finds it whole; print it if that is not possible."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:

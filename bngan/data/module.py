@@ -142,16 +142,26 @@ class ImageDataModule(LightningDataModule):
             self._loaded[train] = self._load_named(train=train) if part is None else self._load_pictures(part)
         return self._loaded[train]
 
-    def subset(self, count: int, *, train: bool, without: int | None = None) -> Labelled:
+    def labels(self, *, train: bool) -> Tensor:
+        """Return the labels (N,) of all training or held-out images, without reading pictures."""
+        part = self._part(train=train)
+        return self.load(train=train).labels if part is None else part.labels
+
+    def subset(self, count: int, *, train: bool, skip: int = 0, without: int | None = None) -> Labelled:
         """Return `count` images, or all where there are fewer, as uint8 (N, C, H, W), with labels (N,).
 
-        They are drawn at random but always the same, from the training or the held-out images, leaving out one class if
-        `without` names it.
+        They are drawn at random but always the same, from the training or the held-out images, leaving out those of the
+        subset of `skip` images, and one class if `without` names it.
         """
+
+        def drawn(rows: Tensor, count: int) -> Tensor:
+            return rows[torch.randperm(len(rows), generator=generator(SUBSET_SEED, train))[:count]]
+
+        labels = self.labels(train=train)
+        kept = torch.ones(len(labels), dtype=torch.bool) if without is None else labels != without
+        kept[drawn(torch.arange(len(labels)), skip)] = False
+        chosen = drawn(kept.nonzero().flatten(), count)
         part = self._part(train=train)
-        labels = self.load(train=train).labels if part is None else part.labels
-        kept = torch.arange(len(labels)) if without is None else (labels != without).nonzero().flatten()
-        chosen = kept[torch.randperm(len(kept), generator=generator(SUBSET_SEED, train))[:count]]
         if part is not None and train not in self._loaded:
             return part.read(chosen.tolist())
         return Labelled(self.load(train=train).images[chosen], labels[chosen])

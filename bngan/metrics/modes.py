@@ -10,16 +10,16 @@ class ClassHistogram(Metric):
 
     Args:
         num_classes: number of classes.
-        min_fraction: fraction of the samples from which on a class counts as a mode.
+        threshold: fraction of an equal share of the samples, 1 / num_classes, from which on a class counts as covered.
     """
 
     full_state_update = False
     counts: Tensor
     certainty: Tensor
 
-    def __init__(self, num_classes: int, min_fraction: float = 0.005) -> None:
+    def __init__(self, num_classes: int, threshold: float = 0.05) -> None:
         super().__init__()
-        self.min_fraction = min_fraction
+        self.threshold = threshold
         self.add_state("counts", default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("certainty", default=torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
 
@@ -35,8 +35,8 @@ class ClassHistogram(Metric):
         self.certainty += logits.double().softmax(dim=1).amax(dim=1).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `modes`, how many classes have at least min_fraction; `modes_seen`, how many have a sample at all;
-        `class_kl`, KL(histogram || uniform) in nats; and `confidence`, the mean probability of the likeliest class.
+        """Return `modes_covered`, how many classes have enough samples; `modes_seen`, how many have any at all; `class_kl`,
+        KL(histogram || uniform) in nats; and `confidence`, the mean probability of the likeliest class.
 
         Raises:
             ValueError: if no sample was counted.
@@ -47,7 +47,7 @@ class ClassHistogram(Metric):
         fractions = self.counts.double() / total
         entropy = -torch.special.xlogy(fractions, fractions).sum()
         return {
-            "modes": (fractions >= self.min_fraction).sum(),
+            "modes_covered": (self.counts * len(self.counts) >= self.threshold * total).sum(),
             "modes_seen": (self.counts > 0).sum(),
             "class_kl": torch.tensor(len(fractions), dtype=torch.float64, device=fractions.device).log() - entropy,
             "confidence": self.certainty / total,

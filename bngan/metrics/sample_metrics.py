@@ -11,7 +11,6 @@ from bngan.metrics.kid import KID
 from bngan.metrics.modes import ClassHistogram
 from bngan.metrics.prdc import PRDC
 
-Numbered = Iterable[tuple[Tensor, Tensor]]
 AT_ONCE = 50  # images given to the feature net, which holds many times their memory
 
 
@@ -25,32 +24,38 @@ class SampleMetrics:
         net: the feature net.
         image_shape: (C, H, W) of the images.
         device: where features are kept and compared.
+        mode_threshold: threshold of ClassHistogram.
 
     Raises:
         UsageError: if the net's features are not finite, or not one row per image.
     """
 
-    def __init__(self, net: FeatureNet, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        net: FeatureNet,
+        image_shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+        mode_threshold: float = 0.05,
+    ) -> None:
         self.net, self.device = net.to(device), torch.device(device)
         self._no_features = net(torch.zeros(1, *image_shape, device=device))[:0]  # (0, d)
-        self._no_index = torch.empty(0, dtype=torch.long, device=device)
         self._fid = FrechetInceptionDistance(feature=_Features(self.num_features), reset_real_features=False).to(device)
         self._kid, self._prdc = KID().to(device), PRDC().to(device)
-        self._classes = None if net.num_classes is None else ClassHistogram(net.num_classes).to(device)
+        self._classes = None if net.num_classes is None else ClassHistogram(net.num_classes, mode_threshold).to(device)
         # Each rank takes none first: one that gets no images at all would leave the others waiting, or not know what to answer.
-        self._take(self._no_features, self._no_index, real=True)
+        self._take(self._no_features, real=True)
 
     @property
     def num_features(self) -> int:
         """Features per image."""
         return self._no_features.shape[1]
 
-    def set_real(self, chunks: Numbered) -> None:
-        """Take this rank's part of the real images: chunks of images (N, C, H, W) in [-1, 1] and their numbers (N,)."""
-        for images, index in chunks:
-            self._update(images, index, real=True)
+    def set_real(self, chunks: Iterable[Tensor]) -> None:
+        """Take this rank's part of the real images: chunks of images (N, C, H, W) in [-1, 1]."""
+        for images in chunks:
+            self._update(images, real=True)
 
-    def measure(self, chunks: Numbered, *, fid_alone: bool = False) -> dict[str, float]:
+    def measure(self, chunks: Iterable[Tensor], *, fid_alone: bool = False) -> dict[str, float]:
         """Return the metrics of images in chunks like those of set_real, of which this is this rank's part.
 
         With `fid_alone` the others, which take most of the time, are left out.
@@ -62,9 +67,9 @@ class SampleMetrics:
         for metric in (self._fid, self._kid, self._prdc, self._classes):
             if metric is not None:
                 metric.reset()
-        self._take(self._no_features, self._no_index, real=False)
-        for images, index in chunks:
-            self._update(images, index, real=False)
+        self._take(self._no_features, real=False)
+        for images in chunks:
+            self._update(images, real=False)
         if fid_alone:
             return {"fid": float(self._fid.compute())}
         prdc = self._prdc.compute()  # first, since it says clearly when there are too few images
@@ -73,14 +78,14 @@ class SampleMetrics:
             values |= self._classes.compute()
         return {name: float(value) for name, value in values.items()}
 
-    def _update(self, images: Tensor, index: Tensor, *, real: bool) -> None:
+    def _update(self, images: Tensor, *, real: bool) -> None:
         features = torch.cat([self.net(some) for some in images.to(self.device).split(AT_ONCE)])  # (N, d)
-        self._take(features, index.to(self.device), real=real)
+        self._take(features, real=real)
 
-    def _take(self, features: Tensor, index: Tensor, *, real: bool) -> None:
+    def _take(self, features: Tensor, *, real: bool) -> None:
         self._fid.update(features.double(), real=real)
-        self._kid.update(features, index, real=real)
-        self._prdc.update(features, index, real=real)
+        self._kid.update(features, real=real)
+        self._prdc.update(features, real=real)
         if self._classes is not None and not real:
             self._classes.update(self.net.logits(features))
 

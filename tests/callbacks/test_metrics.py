@@ -1,7 +1,11 @@
 """Samples measured in training, by validate and by test, beside their floor and controls."""
 
+import importlib
 import io
 import json
+import math
+import shutil
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +24,9 @@ from tests.pictures import module_of, picture
 from tests.test_gan import tiny, trainer
 
 FEW = ("--metrics.num_samples=200", "--trainer.accelerator=cpu")
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "modes", "modes_seen", "class_kl", "confidence")
+PAIRWISE = ("fid", "kid", "kid_se", "precision", "recall", "density", "coverage")
+METRICS = (*PAIRWISE, "modes_covered", "modes_seen", "class_kl", "confidence")
+REFERENCES = ("floor", "dropped", "blurred", "repeated")
 
 
 class Trained(NamedTuple):
@@ -67,23 +73,25 @@ def measured(command: str, trained: Trained, root: Path, folder: Path, *settings
 def test_training_logs_the_samples_beside_their_floor_and_controls(trained: Trained) -> None:
     events = EventAccumulator(str(trained.folder)).Reload()
     for metric in METRICS:
-        for kind in ("val", "floor", "dropped", "blurred"):
+        for kind in ("val", *REFERENCES):
             logged = events.Scalars(f"{kind}/{metric}")
             assert [event.step for event in logged] == [5, 10]
             assert kind == "val" or logged[0].value == logged[1].value
-    last = {kind: events.Scalars(f"{kind}/fid")[-1].value for kind in ("val", "floor", "dropped", "blurred")}
+    last = {kind: events.Scalars(f"{kind}/fid")[-1].value for kind in ("val", *REFERENCES)}
     assert last["val"] > 10 * last["floor"], "samples after 10 iterations are not digits"
-    assert min(last["dropped"], last["blurred"]) > last["floor"] > 0
+    assert min(last["dropped"], last["blurred"], last["repeated"]) > last["floor"] > 0
 
 
 def test_validate_compares_the_statistics_that_samples_are_drawn_with(trained: Trained, own_root: Path, tmp_path: Path) -> None:
     report, output = measured("validate", trained, own_root, tmp_path / "runs")
     columns = [f"{weights}, {kind}" for weights in ("ema", "raw") for kind in ("running", "batch", "precise")]
     (title,) = (line for line in output.splitlines() if line.startswith("metric"))
-    assert title.split()[1:5] == ["value", "floor", "dropped", "blurred"]
+    assert title.split()[1:6] == ["value", *REFERENCES]
+    assert "(iteration 10, 200 samples)" in title
+    assert report["iteration"] == 10
     rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.split()[:1]}
     for metric in METRICS:
-        written = [report[column][metric] for column in ("value", "floor", "dropped", "blurred")]
+        written = [report[column][metric] for column in ("value", *REFERENCES)]
         assert [float(cell) for cell in rows[metric]] == pytest.approx(written, abs=1e-4)
     for column in columns:
         (line,) = (line for line in output.splitlines() if line.startswith(column))
@@ -98,29 +106,30 @@ def test_validate_compares_the_statistics_that_samples_are_drawn_with(trained: T
 
 def test_test_tells_mean_and_spread_of_five_sets_of_latents(trained: Trained, own_root: Path, tmp_path: Path) -> None:
     report, output = measured("test", trained, own_root, tmp_path / "runs")
-    assert report["num_samples"] == 200
+    assert (report["iteration"], report["num_samples"]) == (10, 200)
     assert report["seeds"] == [1, 2, 3, 4, 5]
     for metric in METRICS:
         entry = report[metric]
-        assert set(entry) == {"mean", "sd", "floor", "dropped", "blurred", "values"}
+        assert set(entry) == {"mean", "sd", *REFERENCES, "values"}
         values = torch.tensor(entry["values"], dtype=torch.float64)
         assert len(values) == 5
         assert entry["mean"] == pytest.approx(float(values.mean()), abs=1e-9)
         assert entry["sd"] == pytest.approx(float(values.std()), abs=1e-9)
     assert len(set(report["fid"]["values"])) == 5
-    assert report["modes"]["dropped"] == report["modes"]["floor"] - 1
+    assert report["modes_covered"]["dropped"] == report["modes_covered"]["floor"] - 1
     (title,) = (line for line in output.splitlines() if line.startswith("metric"))
-    assert title.split()[1:6] == ["mean", "sd", "floor", "dropped", "blurred"]
+    assert title.split()[1:7] == ["mean", "sd", *REFERENCES]
+    assert "(iteration 10, 200 samples" in title
 
 
 def test_floors_are_worked_out_once_and_found_again(trained: Trained, own_root: Path, tmp_path: Path) -> None:
     first, _ = measured("test", trained, own_root, tmp_path / "first")
     cache = own_root / "floors.json"
     (entry,) = (content := json.loads(cache.read_text())).values()
-    assert {name: first[name]["floor"] for name in METRICS} == entry["floor"]
+    assert {name: first[name]["floor"] for name in METRICS} == entry["references"]["floor"]
     second, _ = measured("test", trained, own_root, tmp_path / "second")
     assert second == first
-    entry["floor"]["fid"] = 123.0
+    entry["references"]["floor"]["fid"] = 123.0
     cache.write_text(json.dumps(content))
     third, _ = measured("test", trained, own_root, tmp_path / "third")
     assert third["fid"]["floor"] == 123.0
@@ -136,7 +145,7 @@ def test_floors_of_other_settings_stand_beside_each_other(trained: Trained, own_
     third, _ = measured("test", trained, own_root, tmp_path / "third", feature)
     entries = json.loads((own_root / "floors.json").read_text())
     assert len(entries) == 3
-    assert {entry["floor"]["fid"] for entry in entries.values()} == {
+    assert {entry["references"]["floor"]["fid"] for entry in entries.values()} == {
         report["fid"]["floor"] for report in (first, second, third)
     }
     again, _ = measured("test", trained, own_root, tmp_path / "again")
@@ -152,7 +161,7 @@ def test_damaged_floors_are_told_in_a_line_and_written_anew(
     report, output = measured("test", trained, own_root, tmp_path / "first")
     assert [line for line in output.splitlines() if "damaged" in line] == [f"{cache} is damaged and is written anew."]
     (entry,) = json.loads(cache.read_text()).values()
-    assert entry["floor"]["fid"] == report["fid"]["floor"]
+    assert entry["references"]["floor"]["fid"] == report["fid"]["floor"]
     again, output = measured("test", trained, own_root, tmp_path / "second")
     assert again == report
     assert "damaged" not in output
@@ -161,7 +170,7 @@ def test_damaged_floors_are_told_in_a_line_and_written_anew(
 def test_a_network_of_ones_own_measures_without_classes(trained: Trained, own_root: Path, tmp_path: Path) -> None:
     feature = "--metrics.feature=tests.features.Pooled"
     report, _ = measured("test", trained, own_root, tmp_path / "runs", feature)
-    assert set(report) == {"num_samples", "seeds", "fid", "kid", "precision", "recall", "density", "coverage"}
+    assert set(report) == {"iteration", "num_samples", "seeds", *PAIRWISE}
     assert report["fid"]["mean"] > 3 * report["fid"]["floor"] > 0
     digits, _ = measured("test", trained, own_root, tmp_path / "digits")
     assert digits["fid"]["mean"] != pytest.approx(report["fid"]["mean"], rel=1e-2)
@@ -171,8 +180,9 @@ def test_a_network_of_ones_own_measures_without_classes(trained: Trained, own_ro
     ("setting", "complaint"),
     [
         ("--metrics.feature=digitz", "unknown --metrics.feature 'digitz'"),
-        ("--metrics.num_samples=127", "must be 0 or at least 128, twice the features of digits, got 127"),
+        ("--metrics.num_samples=127", "must be 0 or at least 128, twice the features of digits or all"),
         ("--metrics.num_samples=-1", "num_samples must be at least 0"),
+        ("--metrics.mode_threshold=0", "mode_threshold must be above 0 and at most 1, got 0"),
     ],
 )
 def test_a_setting_that_cannot_be_measured_by_is_told_in_a_line(
@@ -237,6 +247,13 @@ def validated(folder: Path, callback: MeasureSamples, data: ImageDataModule, *ot
     return {name: float(value) for name, value in run.callback_metrics.items()}
 
 
+def measured_by_test(folder: Path, callback: MeasureSamples, data: ImageDataModule) -> dict[str, float]:
+    """Return what a test measures of an untrained GAN's samples."""
+    run = trainer(folder, callback)
+    run.test(tiny(image_shape=data.image_shape), datamodule=data, verbose=False)
+    return {name: float(value) for name, value in run.callback_metrics.items()}
+
+
 def test_no_samples_are_measured_where_none_are_asked_for(tmp_path: Path) -> None:
     data = module_of(pictures(tmp_path / "pictures", 100))
     assert "val/d_loss" in validated(tmp_path, MeasureSamples(num_samples=0, feature=POOLED), data)
@@ -257,27 +274,93 @@ def test_images_that_the_digit_net_does_not_know_are_told_and_not_measured(
     assert "val/fid" not in letters
 
 
-@pytest.mark.parametrize(("held_out", "enough"), [(5, False), (6, True)])
-def test_too_few_held_out_images_are_refused(held_out: int, enough: bool, tmp_path: Path) -> None:
-    pictures(tmp_path / "pictures" / "train", 40)
-    data = module_of(pictures(tmp_path / "pictures" / "test", held_out).parent)
+def folder_of(folder: Path, training: int, held_out: int) -> ImageDataModule:
+    pictures(folder / "pictures" / "train", training)
+    return module_of(pictures(folder / "pictures" / "test", held_out).parent)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "training", "held_out"), [("validate", "training", 11, 40), ("test", "held-out", 40, 5)]
+)
+def test_too_few_real_images_are_refused(command: str, kind: str, training: int, held_out: int, tmp_path: Path) -> None:
     callback = MeasureSamples(num_samples=40, feature=POOLED)
-    if enough:
-        assert validated(tmp_path, callback, data)["val/fid"] > 0
-    else:
-        with pytest.raises(UsageError, match=r"at least 6 held-out images, and there are 5: .*--metrics.num_samples 0"):
-            validated(tmp_path, callback, data)
+    data = folder_of(tmp_path / "few", training, held_out)
+    measure = validated if command == "validate" else measured_by_test
+    with pytest.raises(UsageError, match=rf"at least 6 {kind} images .* there are 5 of each: .*--metrics.num_samples 0"):
+        measure(tmp_path, callback, data)
+    enough = folder_of(tmp_path / "enough", training + 1, held_out + 1)
+    assert measure(tmp_path, callback, enough)[f"{'test' if command == 'test' else 'val'}/fid"] > 0
 
 
-@pytest.mark.parametrize(("held_out", "said"), [(31, True), (32, False)])
-def test_few_real_images_are_told_in_a_line(
-    held_out: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("command", "training", "held_out"), [("validate", 62, 70), ("test", 100, 31)])
+def test_fewer_real_images_than_samples_are_told_in_a_line_and_decide_the_number(
+    command: str, training: int, held_out: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures(tmp_path / "pictures" / "train", 40)
-    data = module_of(pictures(tmp_path / "pictures" / "test", held_out).parent)
-    validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), data)
-    line = f"FID of 16 features on {held_out} real images says little: read it beside its floor."
-    assert (line in capsys.readouterr().out) == said
+    data = folder_of(tmp_path, training, held_out)
+    measure = validated if command == "validate" else measured_by_test
+    fewer = measure(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), data)
+    output = capsys.readouterr().out
+    assert "Measures 31 samples, not 40: there are no more real images to compare with and for the floor." in output
+    assert "FID of 16 features on 31 images says little: read it beside its floor." in output
+    assert "31 samples" in output.partition("metric")[2]
+    asked = measure(tmp_path, MeasureSamples(num_samples=31, feature=POOLED), data)
+    assert "Measures" not in capsys.readouterr().out
+    assert asked == fewer
+    with pytest.raises(
+        UsageError, match=r"must be 0 or at least 31, twice the features .* or all images where there are fewer"
+    ):
+        measure(tmp_path, MeasureSamples(num_samples=30, feature=POOLED), data)
+
+
+def test_a_control_without_enough_images_is_left_out_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "pictures" / "cats", 90)
+    pictures(tmp_path / "pictures" / "dogs", 3)
+    found = validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), module_of(tmp_path / "pictures"))
+    assert "The control `dropped` is left out" in capsys.readouterr().out
+    assert {name for name in REFERENCES if f"{name}/fid" in found} == {"floor", "blurred", "repeated"}
+    pictures(tmp_path / "pictures" / "dogs", 90)
+    found = validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), module_of(tmp_path / "pictures"))
+    assert "left out" not in capsys.readouterr().out
+    assert "dropped/fid" in found
+
+
+def test_what_held_out_images_are_like_moves_a_test_and_no_validation(tmp_path: Path) -> None:
+    """So that no checkpoint is chosen by them."""
+    callback = MeasureSamples(num_samples=40, feature=POOLED)
+    data = folder_of(tmp_path, 100, 50)
+    before, tested_before = validated(tmp_path, callback, data), measured_by_test(tmp_path, callback, data)
+    for number in range(50):
+        picture(tmp_path / "pictures" / "test" / f"{number}.png", level=number)
+    other = module_of(tmp_path / "pictures")
+    after, tested_after = validated(tmp_path, callback, other), measured_by_test(tmp_path, callback, other)
+    measured = [name for name in before if name.partition("/")[2] in PAIRWISE]
+    assert len(measured) == 4 * len(PAIRWISE)
+    assert {name: after[name] for name in measured} == {name: before[name] for name in measured}
+    assert tested_after["test/fid"] != pytest.approx(tested_before["test/fid"], rel=0.1)
+
+
+def test_a_helpers_change_gives_new_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the text of the network's own class stays the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = folder_of(tmp_path, 100, 50)
+    text = """
+import torch
+from torch.nn import functional as F
+def scaled(features): return SCALE * features
+class Net(torch.nn.Module):
+    def forward(self, images): return scaled(F.adaptive_avg_pool2d(images, 4).flatten(1))
+SCALE = """
+    module, floors = tmp_path / "own_features.py", []
+    for scale in ("1", "3", "3"):
+        module.write_text(text + scale)
+        monkeypatch.delitem(sys.modules, "own_features", raising=False)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        data.root = tmp_path
+        floors.append(validated(tmp_path, MeasureSamples(num_samples=40, feature="own_features.Net"), data)["floor/fid"])
+    assert floors[1] == pytest.approx(9 * floors[0], rel=1e-3)
+    assert floors[2] == floors[1]
 
 
 def test_samples_are_those_of_the_seed_in_any_chunks(tmp_path: Path) -> None:
@@ -312,8 +395,30 @@ def test_data_that_is_not_bngans_cannot_be_measured(tmp_path: Path) -> None:
         run.validate(tiny(), [torch.zeros(4, 1, 4, 4)])
 
 
-@pytest.mark.parametrize("settings", [{"num_samples": -1}, {"chunk": 0}])
-def test_numbers_out_of_range_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="num_samples must be at least 0 and chunk at least 1"):
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"num_samples": -1}, "num_samples must be at least 0 and chunk at least 1"),
+        ({"chunk": 0}, "num_samples must be at least 0 and chunk at least 1"),
+        ({"mode_threshold": 0.0}, "mode_threshold must be above 0 and at most 1, got 0"),
+        ({"mode_threshold": 1.1}, "mode_threshold must be above 0 and at most 1, got 1.1"),
+        ({"mode_threshold": math.nan}, "mode_threshold must be above 0 and at most 1, got nan"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
         MeasureSamples(**settings)
-    MeasureSamples(num_samples=0, chunk=1)
+    MeasureSamples(num_samples=0, chunk=1, mode_threshold=1)
+
+
+def test_what_was_measured_last_is_kept_with_its_iteration(tmp_path: Path) -> None:
+    data, callback = module_of(pictures(tmp_path / "pictures", 100)), MeasureSamples(num_samples=40, feature=POOLED)
+    measured = validated(tmp_path, callback, data)
+    state = callback.state_dict()
+    assert state["iteration"] == 0
+    assert state["last"]["fid"] == pytest.approx(measured["val/fid"], rel=1e-6)
+    again, old = MeasureSamples(), MeasureSamples()
+    again.load_state_dict({**state, "iteration": 7})
+    assert again.state_dict() == {**state, "iteration": 7}
+    old.load_state_dict({"last": {"fid": 1.0, "modes": 10.0}, "seconds": 5.0})
+    assert old.state_dict() == {"last": {}, "iteration": 0, "seconds": 5.0}, "version 0.1 compared with other images"

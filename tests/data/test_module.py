@@ -119,6 +119,34 @@ def test_a_subset_is_drawn_at_random_but_always_the_same(tmp_path: Path) -> None
     assert sorted([*train, *test]) == list(range(40))
 
 
+def test_a_subset_skips_the_images_of_another_one(tmp_path: Path) -> None:
+    for number in range(60):
+        picture(tmp_path / f"class {number % 2}" / f"{number}.png", level=number)
+    data = module_of(tmp_path)
+    for train in (True, False):
+        everything = levels(data.subset(1000, train=train))
+        for skip in (0, 3, len(everything), 1000):
+            skipped, rest = levels(data.subset(skip, train=train)), levels(data.subset(1000, train=train, skip=skip))
+            assert sorted([*skipped, *rest]) == sorted(everything)
+            assert rest[:4] == levels(module_of(tmp_path).subset(4, train=train, skip=skip))
+    rest, odd = (levels(data.subset(1000, train=True, skip=20, without=without)) for without in (None, 0))
+    assert sorted(odd) == sorted(level for level in rest if level % 2)
+    assert 0 < len(odd) < len(rest)
+
+
+def test_labels_are_those_of_all_images(tmp_path: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        picture(tmp_path / f"class {number % 2}" / f"{number}.png", level=number)
+    for train in (True, False):
+        expected = module_of(tmp_path).load(train=train).labels
+        data = module_of(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr("bngan.data.folder.PicturesPart.read", lambda *_: pytest.fail("no picture need be read"))
+            assert torch.equal(data.labels(train=train), expected)
+    held_out = DATASETS["mnist"].load(mnist_root, train=False).labels
+    assert torch.equal(ImageDataModule(root=str(mnist_root)).labels(train=False), held_out)
+
+
 def test_a_subset_leaves_a_class_out(tmp_path: Path) -> None:
     for number in range(40):
         picture(tmp_path / f"class {number % 2}" / f"{number}.png", level=number)

@@ -193,7 +193,7 @@ def test_validation_after_max_steps_that_was_cut_off_is_missing_and_said_to_be(
     assert "Nothing was left to do" in capsys.readouterr().out
     assert last(tmp_path)["global_step"] == iterations
     plots, others = series(only_run(whole(*settings))), series(only_run(tmp_path))
-    validated = {tag for tag in plots if tag.startswith(("val/", "floor/", "dropped/", "blurred/", "bn/d_"))}
+    validated = {tag for tag in plots if tag.startswith(("val/", "floor/", "dropped/", "blurred/", "repeated/", "bn/d_"))}
     assert {tag for tag in plots if plots[tag] != others[tag]} == validated
     for tag in validated:
         assert others[tag] == plots[tag][:-1]

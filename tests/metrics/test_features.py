@@ -114,18 +114,49 @@ def test_a_feature_net_stays_in_evaluation_mode() -> None:
     images = torch.rand(8, 1, 4, 4)
     assert not torch.equal(unstable(images), unstable(images))
     net = FeatureNet("mine", unstable)
-    before = net.fingerprint()
-    first = net(images)
+    first, before = net(images), net.probe(images)
     assert first.shape == (8, 16)
     for train in (net.train, nn.Sequential(net).train):
         train()
         assert not any(module.training for module in net.modules())
         assert torch.equal(net(images), first)
-    assert net.fingerprint() == before
+    assert torch.equal(net.probe(images), before)
     assert not any(parameter.requires_grad for parameter in unstable.parameters())
     unstable.train()
     unstable(images)
-    assert net.fingerprint() != before
+    assert not torch.equal(net.probe(images), before)
+
+
+class Told(nn.Module):
+    """Features and logits of images, by weights that are given."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_images, self.of_features = nn.Linear(16, 5), nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.of_images(images.flatten(1))
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.of_features(features)
+
+
+def test_a_probe_has_a_number_for_each_image_which_every_output_moves() -> None:
+    net, images = Told(), torch.rand(7, 1, 4, 4)
+    state = torch.get_rng_state()
+    before = FeatureNet("mine", net).probe(images)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert before.shape == (7,)
+    assert torch.equal(FeatureNet("another", net).probe(images), before)
+    assert torch.equal(FeatureNet("mine", net).probe(images[2:]), before[2:])
+    for bias in (net.of_images.bias, net.of_features.bias):
+        for number in range(len(bias)):
+            bias.data[number] += 0.01
+            moved = FeatureNet("mine", net).probe(images)
+            assert ((moved - before).abs() > 1e-5).all()
+            bias.data[number] -= 0.01
 
 
 def test_inception_is_given_bytes_in_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:

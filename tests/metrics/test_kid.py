@@ -1,4 +1,4 @@
-"""KID beside two other implementations."""
+"""KID and its standard error beside other implementations and repeated draws."""
 
 import pytest
 import torch
@@ -15,55 +15,78 @@ def test_kid_equals_torch_fidelity(features: int, dtype: torch.dtype) -> None:
     oracle = pytest.importorskip("torch_fidelity.metric_kid")
     size = 120
     real, fake = clouds(Sizes(size, size, features), dtype)
-    found = values_of(KID(subsets=1, subset_size=size), real, fake)["kid"]
     expected = oracle.kid_features_to_metric(real.double(), fake.double(), kid_subsets=1, kid_subset_size=size, verbose=False)[
         oracle.KEY_METRIC_KID_MEAN
     ]
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert values_of(KID(), real, fake)["kid"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert values_of(KID(subsets=1, subset_size=size - 1), real, fake)["kid"] != pytest.approx(expected, rel=1e-4)
-
-
-def test_kid_of_subsets_is_near_that_of_all_and_the_same_each_time() -> None:
-    real, fake = clouds(Sizes(200, 200, 8))
-    whole = values_of(KID(), real, fake)["kid"]
-    state = torch.get_rng_state()
-    found = values_of(KID(subsets=50, subset_size=100), real, fake)["kid"]
-    assert torch.equal(torch.get_rng_state(), state), "other draws must not depend on whether samples are measured"
-    torch.rand(1)
-    assert values_of(KID(subsets=50, subset_size=100), real, fake)["kid"] == found
-    assert found != whole
-    assert found == pytest.approx(whole, rel=0.2)
-    assert values_of(KID(subsets=50, subset_size=100), real, real)["kid"] < 0.1 * whole
-
-
-def of_torchmetrics(real: Tensor, fake: Tensor, subsets: int, subset_size: int) -> float:
-    """KID by torchmetrics, on the subsets that ours has."""
-    oracle = KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=subset_size)
-    oracle.update(real.double(), real=True)
-    oracle.update(fake.double(), real=False)
-    torch.manual_seed(0)
-    return float(oracle.compute()[0])
+    assert values_of(KID(), real[1:], fake)["kid"] != pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 100])
-def test_kid_is_that_of_torchmetrics_on_the_same_subsets(chunk: int) -> None:
+def test_kid_is_that_of_torchmetrics_on_one_subset_of_all_images_in_any_chunks(chunk: int) -> None:
+    size = 1_020  # more than the 1,000 images of a usual subset
+    real, fake = clouds(Sizes(size, size, 2))
+    oracle = KernelInceptionDistance(feature=nn.Identity(), subsets=1, subset_size=size)
+    oracle.update(real, real=True)
+    oracle.update(fake, real=False)
+    expected = float(oracle.compute()[0])
+    assert values_of(KID(chunk=chunk), real, fake)["kid"] == pytest.approx(expected, rel=1e-10)
+    assert values_of(KID(chunk=chunk), real[1:], fake[1:])["kid"] != pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [Sizes(9, 9, 3), Sizes(12, 7, 3)])
+def test_kid_equals_its_definition(sizes: Sizes) -> None:
+    real, fake = clouds(sizes)
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return float((x @ y / sizes.features + 1) ** 3)
+
+    def among(images: Tensor) -> float:
+        pairs = [kernel(x, y) for i, x in enumerate(images) for j, y in enumerate(images) if i != j]
+        return sum(pairs) / len(pairs)
+
+    between = [kernel(x, y) for x in real for y in fake]
+    expected = among(real) + among(fake) - 2 * sum(between) / len(between)
+    assert values_of(KID(), real, fake)["kid"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_kid_draws_no_numbers() -> None:
     real, fake = clouds(Sizes(80, 70, 6))
-    expected = of_torchmetrics(real, fake, subsets=3, subset_size=20)
-    assert values_of(KID(subsets=3, subset_size=20, chunk=chunk), real, fake)["kid"] == pytest.approx(expected, rel=1e-10)
-    assert values_of(KID(subsets=4, subset_size=20), real, fake)["kid"] != pytest.approx(expected, rel=1e-3)
+    state = torch.get_rng_state()
+    values_of(KID(), real, fake)
+    assert torch.equal(torch.get_rng_state(), state), "other draws must not depend on whether samples are measured"
 
 
-def test_kid_is_averaged_over_50_subsets_of_1000_images() -> None:
-    real, fake = clouds(Sizes(1100, 1050, 2))
-    found = values_of(KID(), real, fake)["kid"]
-    assert found == pytest.approx(of_torchmetrics(real, fake, subsets=50, subset_size=1000), rel=1e-10)
-    assert values_of(KID(subsets=49), real, fake)["kid"] != pytest.approx(found, rel=1e-6)
-    assert values_of(KID(subset_size=999), real, fake)["kid"] != pytest.approx(found, rel=1e-6)
+DRAWS = 400
 
 
-def test_numbers_decide_which_images_are_in_a_subset() -> None:
-    real, fake = clouds(Sizes(80, 70, 6))
-    order = torch.randperm(70)
-    in_order = values_of(KID(subsets=3, subset_size=20), real, fake)["kid"]
-    assert values_of(KID(subsets=3, subset_size=20), real, fake[order])["kid"] != pytest.approx(in_order, rel=1e-3)
+@pytest.mark.parametrize("sizes", [Sizes(100, 100, 4), Sizes(150, 75, 4)])
+@pytest.mark.parametrize("shift", [0.0, 0.1, 1.0])
+def test_standard_error_is_the_deviation_over_repeated_draws(sizes: Sizes, shift: float) -> None:
+    """Of sets that do not differ, differ a little, and differ much."""
+    found = [
+        values_of(
+            KID(), torch.rand(sizes.real, sizes.features).double(), torch.rand(sizes.fake, sizes.features).double() + shift
+        )
+        for _ in range(DRAWS)
+    ]
+    kids, errors = (torch.tensor([values[name] for values in found]) for name in ("kid", "kid_se"))
+    deviation = float(kids.std())  # known to 4%
+    error = float(errors.square().mean().sqrt())
+    assert errors.min() > 0.2 * deviation, "none is near 0"
+    if shift > 0:
+        assert error == pytest.approx(deviation, rel=0.15)
+    else:  # then it is a little too large
+        assert 0.95 < error / deviation < 1.25
+        assert abs(kids.mean()) < 4 * deviation / DRAWS**0.5, "an unbiased estimate"
+
+
+def test_standard_error_of_more_images_is_smaller() -> None:
+    """By the root of their number between sets that differ, and by their number between sets that do not."""
+
+    def error(count: int, shift: float) -> float:
+        real, fake = torch.rand(2, count, 4, dtype=torch.double)
+        return values_of(KID(), real, fake + shift)["kid_se"]
+
+    assert error(400, 1.0) / error(1600, 1.0) == pytest.approx(2, rel=0.1)
+    assert error(400, 0.0) / error(1600, 0.0) == pytest.approx(4, rel=0.25)

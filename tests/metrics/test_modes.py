@@ -21,7 +21,7 @@ def histogram_of(counts: list[int], **settings: float) -> tuple[int, float]:
     metric = ClassHistogram(len(counts), **settings)
     metric.update(logits_of(counts))
     values = metric.compute()
-    return int(values["modes"]), float(values["class_kl"])
+    return int(values["modes_covered"]), float(values["class_kl"])
 
 
 @pytest.mark.parametrize(
@@ -47,23 +47,28 @@ def test_divergence_equals_its_definition() -> None:
     assert histogram_of([*counts[:-1], 23])[1] != pytest.approx(expected, abs=1e-6)
 
 
-def test_a_class_counts_as_a_mode_from_half_a_percent_of_the_samples_on() -> None:
-    assert histogram_of([9950, 50])[0] == 2
-    assert histogram_of([9951, 49])[0] == 1
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_a_class_is_covered_from_a_twentieth_of_an_equal_share_on(classes: int) -> None:
+    assert histogram_of([100] * classes)[0] == classes, "however many classes there are"
+    others = [100] * (classes - 2)
+    assert histogram_of([*others, 195, 5])[0] == classes
+    assert histogram_of([*others, 196, 4])[0] == classes - 1
 
 
-def test_a_class_counts_as_a_mode_from_its_least_fraction_on() -> None:
-    assert histogram_of([996, 4], min_fraction=0.004)[0] == 2
-    assert histogram_of([997, 3], min_fraction=0.004)[0] == 1
+def test_a_class_is_covered_from_the_threshold_on() -> None:
+    assert histogram_of([196, 4], threshold=0.04)[0] == 2
+    assert histogram_of([197, 3], threshold=0.04)[0] == 1
+    assert histogram_of([100, 100], threshold=1)[0] == 2
+    assert histogram_of([101, 99], threshold=1)[0] == 1
 
 
 def test_batches_add_up_and_reset_forgets_them() -> None:
     metric = ClassHistogram(4)
     metric.update(logits_of([10, 0, 0, 0]))
-    assert int(metric.compute()["modes"]) == 1
+    assert int(metric.compute()["modes_covered"]) == 1
     metric.update(logits_of([0, 10, 0, 0]))
     values = metric.compute()
-    assert int(values["modes"]) == 2
+    assert int(values["modes_covered"]) == 2
     assert float(values["class_kl"]) == pytest.approx(math.log(2), abs=1e-12)
     metric.reset()
     metric.update(logits_of([5, 5, 5, 5]))
@@ -74,7 +79,7 @@ def test_a_class_is_seen_from_its_first_sample_on() -> None:
     metric = ClassHistogram(4)
     metric.update(logits_of([997, 2, 1, 0]))
     values = metric.compute()
-    assert int(values["modes"]) == 1
+    assert int(values["modes_covered"]) == 1
     assert int(values["modes_seen"]) == 3
     metric.update(logits_of([0, 0, 0, 1]))
     assert int(metric.compute()["modes_seen"]) == 4
