@@ -232,7 +232,7 @@ class GanCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse null where there must be something, and let settings name classes with plain values alone."""
         for group, kind in KINDS.items():
-            check_nulls(kind, self._settings[group], prefix=f"--{group}.")
+            check_nulls(kind, self._settings.get(group) or {}, prefix=f"--{group}.")
         for group, name in (setting.split(".") for setting in CLASSES):
             for given in as_list(self._settings[group][name]):
                 if not isinstance(given, bool | str):

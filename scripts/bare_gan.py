@@ -37,7 +37,7 @@ class BareGAN:
     def __init__(self, generator: Generator | ConvGenerator, discriminator: Discriminator | ConvDiscriminator) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False)
-        self.g_weights = list(generator.parameters())
+        self.g_weights = [weight for weight in generator.parameters() if weight.requires_grad]
         # Scalars on the device, which a CUDA graph reads anew at each replay.
         self.lr, self.noise, self.ema_weight = (self.g_weights[0].new_zeros(()) for _ in range(3))
         self.g_adam, self.d_adam = (
@@ -55,7 +55,7 @@ class BareGAN:
         left = 1 - done / total
         self.lr.fill_(lr * min(1.0, left / (1 - LR_DECAY_START)))
         self.noise.fill_(NOISE * left)
-        self.ema_weight.fill_(max(1 - EMA_DECAY, 10 / (done + 11)) if done else 1.0)
+        self.ema_weight.fill_((1 - EMA_DECAY) / (1 - EMA_DECAY ** (done + 1)))
 
     def iterate(self, real: Tensor, rng: torch.Generator) -> None:
         """Update D, G and G's average, on real images (N, 784) or (N, 1, 28, 28) in [-1, 1]."""

@@ -1,13 +1,12 @@
 """Each norm by name: what it normalizes, over what, and what its name promises the networks."""
 
-from functools import partial
 from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan.batchnorm import GhostBatchNorm, batch_norm_layers
+from bngan.batchnorm import BatchNorm, GhostBatchNorm, batch_norm_layers
 from bngan.errors import UsageError
 from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
 
@@ -191,11 +190,16 @@ def test_an_unknown_norm_is_refused_with_the_list_of_norms() -> None:
     with pytest.raises(UsageError, match=r"unknown norm 'bacth'; choose from batch, ") as caught:
         find_norm("bacth")
     assert all(name in str(caught.value) for name in NORMS)
-    settings = NormSettings(eps=0.2, momentum=0.3, ghost_groups=4)
-    for name, norm in NORMS.items():
-        found = find_norm(name, settings)
-        assert isinstance(found, partial)
-        assert (found.func, found.keywords) == (norm, {"settings": settings})
+
+
+@pytest.mark.parametrize("name", sorted(BATCH_COUPLED))
+def test_norms_have_the_settings_they_are_asked_for(name: str) -> None:
+    _, norm = find_norm(name, NormSettings(eps=0.2, momentum=0.3, ghost_groups=4))(nn.Linear(7, CHANNELS))
+    assert isinstance(norm, BatchNorm)
+    assert (norm.eps, norm.momentum) == (0.2, 0.3)
+    _, norm = find_norm(name)(nn.Linear(7, CHANNELS))
+    assert isinstance(norm, BatchNorm)
+    assert (norm.eps, norm.momentum) == (1e-5, 0.1)
 
 
 def test_ghost_norm_has_the_groups_it_is_asked_for() -> None:
