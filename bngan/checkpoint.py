@@ -66,6 +66,10 @@ def upgrade(content: Content) -> Content:
     weights.setdefault("normalized_together", torch.tensor(batch_size if known else 128))
     weights.setdefault("discriminator.instance_noise", torch.zeros(()))  # it is not known any more
     states = {RENAMED_CALLBACKS.get(name, name): state for name, state in content.get("callbacks", {}).items()}
+    if "normalized_together" not in content["state_dict"]:  # then FID was of held-out images: its best is of another scale
+        states.pop("RunProgress", None)
+        if isinstance(saver := states.get("CheckpointSaver"), dict):
+            states["CheckpointSaver"] = saver | {"best": None}
     with suppress(KeyError, TypeError, ValueError):  # a stranger's may be anything
         _count_iterations(content["loops"]["fit_loop"], content["global_step"])
     return {**content, "hyper_parameters": settings, "state_dict": weights, "callbacks": states}

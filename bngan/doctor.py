@@ -118,7 +118,8 @@ def _diagnose_recipe(path: Path) -> tuple[str, list[Finding]]:
 def _diagnose_checkpoint(path: Path, root: Path | None) -> tuple[str, list[Finding]]:
     content = read_checkpoint(path)
     gan = build_gan(path, content)
-    real_images = _real_images(path, content.get("datamodule_hyper_parameters", {}), root, gan.image_shape)
+    count = max(IMAGES, LEAST_BATCHES * int(gan.normalized_together))
+    real_images = _real_images(path, content.get("datamodule_hyper_parameters", {}), root, gan.image_shape, count)
     findings = [
         *examine_settings(content["hyper_parameters"], int(gan.normalized_together)),
         *examine_layers(gan),
@@ -147,8 +148,8 @@ def _recipe(path: Path) -> dict[str, Settings]:
     return settings
 
 
-def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tuple[int, ...]) -> Tensor:
-    """Return training images (N, C, H, W) in [-1, 1] of the data set that the checkpoint was trained on."""
+def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tuple[int, ...], count: int) -> Tensor:
+    """Return `count` training images (N, C, H, W) in [-1, 1], or all, of the data that the checkpoint was trained on."""
     known = {name: value for name, value in data.items() if name in signature(ImageDataModule).parameters}
     try:
         module = ImageDataModule(**(known if root is None else {**known, "root": str(root)}))
@@ -163,7 +164,7 @@ def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tup
     if root is not None:  # a folder that only a checkpoint names is read, never written to
         module.prepare_data()
     try:
-        return to_minus1_1(module.subset(IMAGES, train=True).images)
+        return to_minus1_1(module.subset(count, train=True).images)
     except UsageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(absent) from error

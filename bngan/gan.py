@@ -197,13 +197,12 @@ class GAN(LightningModule):
         return rng.sample_latents(start, stop, self.latent_dim, seed).to(self._weight)
 
     def draw_instance_noise(self, count: int, *key: int) -> Tensor:
-        """Return noise (count, C, H, W) as D's images have it at this point of training, the same for the same key."""
+        """Return noise (count, C, H, W) as D's images have it at this point of training, the same for the same key.
+
+        Who looks at D adds it: D is trained on noisy images, and says other things of clean ones.
+        """
         noise = rng.normal((count, *self.image_shape), self.seed, rng.Stream.PROBE, *key)
         return self.discriminator.instance_noise * noise.to(self._weight)
-
-    def add_instance_noise(self, images: Tensor, *key: int) -> Tensor:
-        """Return images (N, C, H, W) with such noise: D is looked at on what it is trained on, not on cleaner images."""
-        return images + self.draw_instance_noise(len(images), *key)
 
     @contextmanager
     def sampler(

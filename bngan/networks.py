@@ -127,7 +127,8 @@ class ConvGenerator(nn.Module):
         channels: channels of the images, 1 or 3.
         size: side of the square images: 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, 80, 96, 128...).
         width: number of filters of the last hidden layer; each earlier one has twice as many, up to 8 times.
-        norm: a name from bngan.norms.NORMS, after each hidden layer.
+        norm: a name from bngan.norms.NORMS, after each hidden layer; with spectral norm it hardly trains, its images being
+            nearly black at the start.
         norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
     """
 
@@ -332,7 +333,7 @@ def _latent_reference(norm: str, input_dim: int) -> nn.Buffer | None:
 
 
 def _noisy(reference: Tensor | None, noise: Tensor | None, deviation: Tensor) -> Tensor | None:
-    """Return D's reference batch as noisy as the images beside it: clean ones have another mean and variance."""
+    """Return D's reference batch as noisy as the images beside it: clean ones have another variance."""
     return None if reference is None or noise is None else reference + deviation * noise
 
 

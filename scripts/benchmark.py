@@ -182,11 +182,11 @@ def scaling(args: argparse.Namespace) -> Figures:
     costs = {name: [1e6 / result["images_per_s"] for result in results] for name, results in seen.items()}
     peaks = {name: [result["peak_mb"] for result in results] for name, results in seen.items()}
     grown = (sizes[-1] - sizes[0]) * IMAGE_SIDE**2 / 2**20
-    least, *_, most = peaks.values()
+    (few, *_, many), (least, *_, most) = costs.values(), peaks.values()
     return {
         **{f"{name}, µs per image": values for name, values in costs.items()},
         **{f"{name}, peak MB": values for name, values in peaks.items()},
-        "dearest / cheapest image": [max(values) / min(values) for values in zip(*costs.values(), strict=True)],
+        "image of the most / of the fewest": [high / low for low, high in zip(few, many, strict=True)],
         "growth of memory / of the data": [(high - low) / grown for low, high in zip(least, most, strict=True)],
     }
 

@@ -2,7 +2,8 @@
 
     python scripts/compare_ema_buffers.py runs/recipes/default-*/default/*/checkpoints/best.ckpt
 
-The checkpoints must come from runs with ema_buffers average. 10,000 samples of one set of latents against the test digits.
+The checkpoints must come from runs with ema_buffers average. 10,000 samples of one set of latents against as many
+training digits.
 """
 
 import argparse
@@ -31,8 +32,8 @@ def main() -> None:
     args = parser.parse_args()
     mnist.lay_out(args.root)
     metrics = SampleMetrics(load_feature_net("digits"), (1, 28, 28))
-    held_out = DATASETS["mnist"].load(args.root, train=False).images
-    metrics.set_real(to_minus1_1(some) for some in held_out.split(CHUNK))
+    digits = DATASETS["mnist"].load(args.root, train=True).images[:SAMPLES]
+    metrics.set_real(to_minus1_1(some) for some in digits.split(CHUNK))
     fids: dict[str, list[float]] = {policy: [] for policy in POLICIES}
     for path in track(args.checkpoints, description="measuring"):
         gan = load_gan(path)

@@ -14,7 +14,7 @@ GOALS: dict[str, dict[str, tuple[Literal["at least", "at most"], float]]] = {
     "quality default cpu": {"seconds": ("at most", 150.0), "FID": ("at most", 2.1)},
     "quality default cuda": {"seconds": ("at most", 25.0), "seconds of training": ("at most", 10.0)},
     "startup cpu": {"bngan --help, seconds": ("at most", 0.7), "first iteration / imports": ("at most", 1.25)},
-    "scaling cpu": {"dearest / cheapest image": ("at most", 1.1), "growth of memory / of the data": ("at most", 1.1)},
+    "scaling cpu": {"image of the most / of the fewest": ("at most", 1.1), "growth of memory / of the data": ("at most", 1.1)},
 }
 SECTIONS = {
     "step": (
@@ -26,7 +26,8 @@ SECTIONS = {
     "quality": (
         "Time to quality",
         "Whole commands, from the shell to the end, one a seed. Each works out the floor: the FID of as many real images. "
-        "Training is the command without start and validation; FID is the best of the run's validations. "
+        "Training is the command without start and validation; FID is the best of the run's validations, against training "
+        "images. "
         "[recipes.md](recipes.md) measures the same recipes on other samples.",
     ),
     "startup": ("From the command to the first iteration", "With the data in place and files in the system's cache."),

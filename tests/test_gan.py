@@ -230,7 +230,7 @@ def test_virtual_batch_norms_reference_is_as_noisy_as_what_d_sees(network: str, 
     handles = [layer.register_forward_hook(lambda _, __, output: spreads.append(float(output[64:].std()))) for layer in layers]
     real = next(iter(seen))[0]
     with torch.no_grad():
-        gan.logits(gan.add_instance_noise(real, 0))
+        gan.logits(real + gan.draw_instance_noise(len(real), 0))
         found, spreads[:] = [*spreads], []
         gan.discriminator.instance_noise.zero_()
         gan.logits(real + normal(real.shape, 0))

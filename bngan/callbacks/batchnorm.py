@@ -13,6 +13,7 @@ from bngan.batchnorm import (
     BatchNorm,
     BatchStatistics,
     batch_dependence,
+    batch_norm_layers,
     evaluation_statistics,
     kl_floor,
     kl_to_running,
@@ -21,7 +22,7 @@ from bngan.batchnorm import (
     shift_blindness,
 )
 from bngan.data import ImageDataModule
-from bngan.distributed import mean_over_ranks
+from bngan.distributed import mean_over_ranks, print0
 from bngan.errors import UsageError
 from bngan.gan import GAN
 from bngan.images import to_minus1_1
@@ -34,14 +35,14 @@ class BatchNormStatistics(Callback):
 
     Under `bn/<layer>/`: running_mean and running_var with their mean, smallest and largest value over the channels and
     their histogram; gamma and beta likewise; kl_to_running, KL(batch || running) in nats against the running statistics
-    just before each batch, averaged over the channels and over the batches that the layer saw in one iteration; and kl_floor,
-    about what that is by chance alone. On several ranks these are means over them.
+    just before each batch, averaged over the channels and over the batches of one iteration, of D's layers those of D's own
+    updates; and kl_floor, about what that is by chance alone. On several ranks these are means over them.
 
     At each validation it also logs how blind D is, in training mode: `bn/d_shift_blindness` to fakes that are scaled or
     shifted as a whole, and `bn/d_batch_dependence`, how much the others in its batch sway D's output for one image; both by
     the run's own batching, and with /joint and /separate for the same D by either. D gets held-out images and fakes as it
     does in training: in batches of that size, with that noise, fakes normalized by their own batch. Fewer images than two
-    batches are not looked at.
+    batches are not looked at, and the dependence of a D without batch norm, which is 0, is not logged.
 
     Args:
         every_n_iterations: iterations between looks.
@@ -58,6 +59,7 @@ class BatchNormStatistics(Callback):
         self.histograms = histograms
         self._recording = ExitStack()
         self._seen: dict[str, list[BatchStatistics]] | None = None
+        self._told = False
 
     def on_train_batch_start(self, trainer: Trainer, gan: GAN, batch: object, batch_idx: int) -> None:
         due = (trainer.global_step + 1) % self.every_n_iterations == 0
@@ -71,7 +73,11 @@ class BatchNormStatistics(Callback):
         if self._seen is not None:
             seen, self._seen = self._seen, None
             for name, layer in gan.batch_norms():
-                self._write(_writers(trainer), f"bn/{name}", layer, seen[name], trainer.global_step)
+                batches = seen[name]
+                if name.startswith("discriminator."):
+                    # In G's update D meets the images of its own last one again, which are in its statistics by then.
+                    batches = batches[: len(batches) * gan.n_critic // (gan.n_critic + 1)]
+                self._write(_writers(trainer), f"bn/{name}", layer, batches, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, gan: GAN, exception: BaseException) -> None:
         self._recording.close()
@@ -84,11 +90,15 @@ class BatchNormStatistics(Callback):
         images = data.subset(max(PROBE_BATCHES * batch_size, PROBE_IMAGES), train=False).images
         if (batches := len(images) // batch_size) >= 2:
             self._probe(gan, to_minus1_1(images[: batches * batch_size]), batch_size)
+        elif not self._told:
+            print0(f"D is not probed (bn/d_*): {len(images)} held-out images are not two batches of {batch_size}.")
+            self._told = True
 
     @torch.no_grad()
     def _probe(self, gan: GAN, real_images: Tensor, batch_size: int) -> None:
         """Log how blind D is on real images (N, C, H, W), the same on every rank, so that their number does not matter."""
-        real_images = gan.add_instance_noise(real_images.to(next(gan.parameters())), 0)
+        real_images = real_images.to(next(gan.parameters())) + gan.draw_instance_noise(len(real_images), 0)
+        coupled = any(batch_norm_layers(gan.discriminator))
 
         def fakes(batch: int) -> Tensor:
             return gan.generate(gan.sample_latents(batch * batch_size, (batch + 1) * batch_size))
@@ -102,10 +112,11 @@ class BatchNormStatistics(Callback):
                     shift_blindness(gan.logits, real, fakes(batch), batching, noise(batch))
                     for batch, real in enumerate(real_images.split(batch_size))
                 ]
-                dependence = batch_dependence(
-                    gan.logits, real_images, lambda batch: fakes(batch) + noise(batch), batching, batch_size
-                )
-                values = {"bn/d_shift_blindness": torch.stack(blindness).mean(), "bn/d_batch_dependence": dependence}
+                values = {"bn/d_shift_blindness": torch.stack(blindness).mean()}
+                if coupled:  # else it is 0
+                    values["bn/d_batch_dependence"] = batch_dependence(
+                        gan.logits, real_images, lambda batch: fakes(batch) + noise(batch), batching, batch_size
+                    )
                 for tag, value in values.items():
                     gan.log(f"{tag}/{batching}", value, batch_size=1)
                     if batching == gan.batching:

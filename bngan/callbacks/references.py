@@ -99,7 +99,12 @@ def read_cache(path: Path) -> dict[str, Entry]:
     if not isinstance(content, dict):
         print(f"{path} is damaged and is written anew.", flush=True)
         return {}
-    return content
+    # Entries of earlier versions are of no use.
+    return {
+        key: Entry(probe=entry["probe"], references=entry["references"])
+        for key, entry in content.items()
+        if isinstance(entry, dict) and {"probe", "references"} <= entry.keys()
+    }
 
 
 def write_cache(path: Path, content: dict[str, Entry]) -> None:

@@ -157,7 +157,8 @@ class CheckpointSaver(Checkpoint):
         return {"best": self.best, "best_iteration": self.best_iteration, "validation_is_due": self._validation_is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_iteration = state_dict["best"], state_dict["best_iteration"]
+        if state_dict["best"] is not None:
+            self.best, self.best_iteration = state_dict["best"], state_dict["best_iteration"]
         self._validation_is_due = state_dict.get("validation_is_due", False)  # which version 0.1 did not say
 
     def _keep_best(self, trainer: Trainer) -> None:

@@ -172,6 +172,7 @@ def test_damaged_file_is_told_in_a_line(content: str, tmp_path: Path, capsys: py
     path.write_text(content)
     assert read_cache(path) == {}
     assert capsys.readouterr().out == f"{path} is damaged and is written anew.\n"
-    path.write_text(json.dumps({"key": {}}))
-    assert read_cache(path) == {"key": {}}
+    entry = {"probe": [0.5], "references": {"floor": {"fid": 1.5}}}
+    path.write_text(json.dumps({"key": entry, "of version 0.1": {"floor": {"fid": 1.5}}, "odd": 3}))
+    assert read_cache(path) == {"key": entry}
     assert capsys.readouterr().out == ""
