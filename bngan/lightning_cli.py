@@ -237,7 +237,7 @@ class GanCLI(LightningCLI):
             for given in as_list(self._settings[group][name]):
                 if not isinstance(given, bool | str):
                     check_class(f"{group}.{name}", given)
-        self.save_config_kwargs = {"overwrite": True, "start": self.start}
+        self.save_config_kwargs = {"save_to_log_dir": False, "start": self.start}
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Return the Trainer, which writes into the run's folder."""
@@ -354,7 +354,10 @@ class RunRecord(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
-        """Add this start to run.json."""
+        """Write config.yaml, and add this start to run.json."""
+        whole = self.start.folder / "config.yaml.new"  # put in its place at once, as a kill would leave half of it
+        self.parser.save(self.config, str(whole), skip_none=False, overwrite=True, multifile=False)
+        whole.replace(self.start.folder / "config.yaml")
         run.record(self.start, trainer.strategy.root_device, trainer.world_size)
 
 

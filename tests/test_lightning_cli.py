@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan.cli import main
@@ -99,6 +100,25 @@ def test_run_goes_on_in_its_folder(asked: str, run: Path, capsys: pytest.Capture
     assert [start["iteration"] for start in record(run)["starts"]] == [0, 4]
     assert record(run)["parent"] is None
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+
+
+def test_start_that_is_cut_off_while_it_writes_the_settings_leaves_those_before(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (run / "config.yaml").read_text()
+
+    def cut_off(parser: LightningArgumentParser, settings: object, path: str, **_: object) -> None:
+        Path(path).write_text(before[:40])
+        raise KeyError("cut off")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LightningArgumentParser, "save", cut_off)
+        assert go_on("--ckpt_path=auto", "--run=first") == 1
+    assert (run / "config.yaml").read_text() == before
+    assert go_on("--ckpt_path=auto", "--run=first") == 0
+    assert iteration_of(run) == 6
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+    assert not list(run.glob("*.new"))
 
 
 def test_auto_goes_on_with_the_run_that_is_named_or_begins_it(run: Path) -> None:
