@@ -83,13 +83,13 @@ def _count_iterations(fit_loop: dict[str, Any], iteration: int) -> None:
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = iteration
 
 
-def load_gan(checkpoint: Path, device: torch.device | str = "cpu") -> GAN:
+def load_gan(checkpoint: Path) -> GAN:
     """Rebuild the trained networks from a checkpoint alone, in evaluation mode.
 
     Raises:
         UsageError: if the file is missing, damaged, or not a bngan checkpoint.
     """
-    return build_gan(checkpoint, read_checkpoint(checkpoint)).to(device)
+    return build_gan(checkpoint, read_checkpoint(checkpoint))
 
 
 def build_gan(checkpoint: Path, content: Content) -> GAN:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bngan import __version__
-from bngan.errors import NonFiniteLoss, UsageError
+from bngan.errors import NonFiniteLoss, UsageError, check_at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,8 +198,7 @@ def _sample(arguments: list[str]) -> None:
         help="what normalizes the samples (default: as in the run)",
     )
     args = parser.parse_args(arguments)
-    if args.num < 1:
-        raise UsageError(f"--num must be at least 1, got {args.num}")
+    check_at_least(1, "--", num=args.num)
     images = _draw(args)
     try:
         _write(images, args.output)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -15,27 +15,19 @@ from torch import Tensor, nn
 
 from bngan import rng
 from bngan.batching import discriminate
-from bngan.batchnorm import (
-    BatchNorm,
-    BatchStatistics,
-    batch_norm_layers,
-    evaluation_statistics,
-    ghost_groups,
-    kl_to_running,
-    recorded_statistics,
-    running_statistics,
-)
+from bngan.batchnorm.diagnostics import kl_to_running
+from bngan.batchnorm.layers import BatchNorm, batch_norm_layers, running_statistics
+from bngan.batchnorm.statistics import BatchStatistics, evaluation_statistics, recorded_statistics
 from bngan.checkpoint import build_gan, read_checkpoint
 from bngan.data import ImageDataModule
-from bngan.errors import UsageError
+from bngan.errors import UsageError, check_at_least
 from bngan.gan import GAN
 from bngan.images import to_minus1_1
 from bngan.messages import explain
 from bngan.norms import BATCH_COUPLED
 from bngan.recipes import CLASSES, DEFAULT_CONFIG, check_nulls, read_config
+from bngan.settings import Settings
 from bngan.trainer import Trainer
-
-Settings = dict[str, Any]
 
 EPS_LIMIT = 0.01
 EPS_FRACTION = 0.1
@@ -47,7 +39,7 @@ CHANCE_MARGIN = 0.05
 SMALL_BATCH = 16
 IMAGES = 2048
 LEAST_BATCHES = 8  # from which a standard error can be told
-KINDS = {"model": GAN, "data": ImageDataModule, "trainer": Trainer}
+KINDS = {"model": Settings, "data": ImageDataModule, "trainer": Trainer}
 
 
 @dataclass(frozen=True)
@@ -110,25 +102,28 @@ def _diagnose_recipe(path: Path) -> tuple[str, list[Finding]]:
     settings = _recipe(path)
     model, data, trainer = settings["model"], settings["data"], settings["trainer"]
     # Of the penalties, which the GAN refuses with batch norm in D, the settings tell enough.
-    gan = GAN(**{**model, "r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0})
+    gan = GAN(**model | {"r1": 0.0, "r2": 0.0, "gradient_penalty": 0.0})
     together = data["batch_size"] // (1 if trainer["sync_batchnorm"] else _devices(trainer))
-    return f"{path}: its settings and its untrained networks", [*examine_settings(model, together), *examine_layers(gan)]
+    return f"{path}: its settings and its untrained networks", [
+        *examine_settings(Settings(**model), together),
+        *examine_layers(gan),
+    ]
 
 
 def _diagnose_checkpoint(path: Path, root: Path | None) -> tuple[str, list[Finding]]:
     content = read_checkpoint(path)
     gan = build_gan(path, content)
     count = max(IMAGES, LEAST_BATCHES * int(gan.normalized_together))
-    real_images = _real_images(path, content.get("datamodule_hyper_parameters", {}), root, gan.image_shape, count)
+    real_images = _real_images(path, content.get("datamodule_hyper_parameters", {}), root, gan.settings.image_shape, count)
     findings = [
-        *examine_settings(content["hyper_parameters"], int(gan.normalized_together)),
+        *examine_settings(gan.settings, int(gan.normalized_together)),
         *examine_layers(gan),
         *examine_training(gan, real_images),
     ]
     return f"{path}: iteration {int(gan.iteration)}, {len(real_images)} real images", findings
 
 
-def _recipe(path: Path) -> dict[str, Settings]:
+def _recipe(path: Path) -> dict[str, dict[str, Any]]:
     """Return the model's, the data's and the Trainer's settings of a recipe over the default's, if their types are right."""
     parser = ArgumentParser(exit_on_error=False)
     for group, kind in KINDS.items():
@@ -143,12 +138,11 @@ def _recipe(path: Path) -> dict[str, Settings]:
         raise UsageError(f"{path}: {explain(error)}") from error
     for group, kind in KINDS.items():
         check_nulls(kind, settings[group], prefix=f"{path}: {group}.")
-    if settings["data"]["batch_size"] < 1:
-        raise UsageError(f"{path}: data.batch_size must be at least 1, got {settings['data']['batch_size']}")
+    check_at_least(1, f"{path}: data.", batch_size=settings["data"]["batch_size"])
     return settings
 
 
-def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tuple[int, ...], count: int) -> Tensor:
+def _real_images(path: Path, data: dict[str, Any], root: Path | None, image_shape: tuple[int, ...], count: int) -> Tensor:
     """Return `count` training images (N, C, H, W) in [-1, 1], or all, of the data that the checkpoint was trained on."""
     known = {name: value for name, value in data.items() if name in signature(ImageDataModule).parameters}
     try:
@@ -176,10 +170,9 @@ def _real_images(path: Path, data: Settings, root: Path | None, image_shape: tup
 
 def examine_settings(model: Settings, together: int) -> Iterator[Finding]:
     """Yield what is wrong with a GAN's settings, in training on batches in which `together` images pass G."""
-    model = {name: parameter.default for name, parameter in signature(GAN).parameters.items()} | model
     yield from _penalized_batch_norm(model)
     yield from _small_batch(model, together)
-    if model["ema_decay"] and model["ema_buffers"] == "copy" and model["g_norm"] in BATCH_COUPLED:
+    if model.ema_decay and model.ema_buffers == "copy" and model.g_norm in BATCH_COUPLED:
         yield Finding(
             "EMA of G without its buffers",
             "ema_buffers copy: the averaged weights are sampled with running statistics of other weights",
@@ -188,23 +181,23 @@ def examine_settings(model: Settings, together: int) -> Iterator[Finding]:
 
 
 def _penalized_batch_norm(model: Settings) -> Iterator[Finding]:
-    penalties = [name for name in ("r1", "r2", "gradient_penalty") if model[name]]
-    if model["loss"] == "wasserstein" and model["gradient_penalty"] is None:
+    penalties = [name for name in ("r1", "r2", "gradient_penalty") if getattr(model, name)]
+    if model.loss == "wasserstein" and model.gradient_penalty is None:
         penalties.append("gradient_penalty (wasserstein's own)")
-    if penalties and model["d_norm"] in BATCH_COUPLED:
+    if penalties and model.d_norm in BATCH_COUPLED:
         yield Finding(
             "penalty on a batch-normalized D",
-            f"{', '.join(penalties)} with d_norm {model['d_norm']}: the penalty is defined for each image by "
+            f"{', '.join(penalties)} with d_norm {model.d_norm}: the penalty is defined for each image by "
             "itself, and D's output for one image depends on the others",
             "--model.d_norm layer, group, spectral or none",
         )
 
 
 def _small_batch(model: Settings, together: int) -> Iterator[Finding]:
-    seen_by_d = 2 * together if model["batching"] == "joint" else together
+    seen_by_d = 2 * together if model.batching == "joint" else together
     sizes = [
-        size // (model["ghost_groups"] if norm == "ghost" else 1)
-        for norm, size in ((model["g_norm"], together), (model["d_norm"], seen_by_d))
+        size // (model.ghost_groups if norm == "ghost" else 1)
+        for norm, size in ((model.g_norm, together), (model.d_norm, seen_by_d))
         if norm in BATCH_COUPLED
     ]
     if sizes and min(sizes) < SMALL_BATCH:
@@ -217,7 +210,7 @@ def _small_batch(model: Settings, together: int) -> Iterator[Finding]:
         )
 
 
-def _devices(trainer: Settings) -> int:
+def _devices(trainer: dict[str, Any]) -> int:
     """Return how many devices the Trainer's settings ask for, 1 where that depends on the machine."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, str):
@@ -293,14 +286,14 @@ def examine_training(gan: GAN, real_images: Tensor) -> Iterator[Finding]:
     passed = pass_through(gan, real_images)
     yield from _far_statistics(gan, passed)
     yield from _dead_channels(passed)
-    if gan.batching == "separate":
+    if gan.settings.batching == "separate":
         yield from _blind_discriminator(gan, passed)
         yield from _leaning_statistics(gan, passed)
 
 
 def _far_statistics(gan: GAN, passed: ForwardStatistics) -> Iterator[Finding]:
     if found := _far_layers(gan, "generator", passed):
-        precise = "" if gan.eval_statistics == "precise" else ", or --model.eval_statistics precise"
+        precise = "" if gan.settings.eval_statistics == "precise" else ", or --model.eval_statistics precise"
         yield Finding(
             "running statistics far from the batch's",
             f"KL(batch || running) in nats, mean over channels, of {_some(found)}; samples look worse after training than "
@@ -308,7 +301,7 @@ def _far_statistics(gan: GAN, passed: ForwardStatistics) -> Iterator[Finding]:
             f"a larger --model.bn_momentum{precise}",
         )
     # With ema_buffers precise the buffers that are kept are not those that samples are drawn with.
-    if gan.ema_buffers != "precise" and (found := _far_layers(gan, "generator_ema", passed)):
+    if gan.settings.ema_buffers != "precise" and (found := _far_layers(gan, "generator_ema", passed)):
         yield Finding(
             "EMA of G far from its own statistics",
             f"KL(batch || running) in nats, mean over channels, of {_some(found)}",
@@ -408,17 +401,19 @@ def _lean(layer: BatchNorm, seen: list[BatchStatistics], batches: int) -> tuple[
 def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
     """Give both networks real images (N, C, H, W) and as many fakes as in training: in its batches, with its noise."""
     weight = next(gan.generator.parameters())
-    groups = ghost_groups(gan)
+    groups = gan.settings.groups or 1
     size = min(int(gan.normalized_together), len(real_images)) // groups * groups
     batches = [batch for batch in real_images.split(size) if len(batch) == size]
     logits: list[tuple[Tensor, Tensor]] = []
     with evaluation_statistics(gan, "batch"), recorded_statistics(gan) as seen, _alive_channels(gan.generator) as alive:
         for number, batch in enumerate(batches):
-            z = rng.normal((size, gan.latent_dim), gan.seed, rng.Stream.PRECISE, number).to(weight)
+            z = rng.normal((size, gan.settings.latent_dim), gan.settings.seed, rng.Stream.PRECISE, number).to(weight)
             real_noise, fake_noise = gan.draw_instance_noise(2 * size, number).chunk(2)
             if gan.generator_ema is not None:
                 gan.generator_ema(z)
-            logits.append(discriminate(gan.logits, batch.to(weight) + real_noise, gan.generate(z) + fake_noise, gan.batching))
+            logits.append(
+                discriminate(gan.logits, batch.to(weight) + real_noise, gan.generate(z) + fake_noise, gan.settings.batching)
+            )
     constants = torch.linspace(-3, 3, 121, device=weight.device).reshape(-1, 1, 1)
     return ForwardStatistics(
         seen=seen,
@@ -438,13 +433,11 @@ def _alive_channels(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         now = (output > 0).transpose(0, 1).flatten(start_dim=1).any(dim=1)
         alive[name] = alive.get(name, now) | now
 
-    relus = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
-    handles = [module.register_forward_hook(partial(look, name)) for name, module in relus]
-    try:
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if isinstance(module, nn.ReLU):
+                hooks.enter_context(module.register_forward_hook(partial(look, name)))
         yield alive
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _mean(seen: list[BatchStatistics]) -> BatchStatistics:
@@ -453,10 +446,8 @@ def _mean(seen: list[BatchStatistics]) -> BatchStatistics:
         seen[0],
         mean=torch.stack([batch.mean for batch in seen]).mean(dim=0),
         var=torch.stack([batch.var for batch in seen]).mean(dim=0),
-        count=sum(batch.count for batch in seen),
     )
 
 
-def _some(items: list[str], limit: int = 4) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from bngan.batchnorm import batch_norm_layers, running_statistics
+from bngan.batchnorm.layers import batch_norm_layers, running_statistics
 
 EmaBuffers = Literal["copy", "average", "precise"]
 EMA_BUFFERS: tuple[EmaBuffers, ...] = ("copy", "average", "precise")

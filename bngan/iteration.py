@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bngan.batching import Batching, discriminate
-from bngan.batchnorm import frozen_statistics
+from bngan.batchnorm.statistics import frozen_statistics
 from bngan.distributed import average_gradients, shard, world_size
 from bngan.ema import ExponentialMovingAverage
 from bngan.losses import Loss, gradient_penalty, zero_centered_penalty
@@ -86,7 +86,7 @@ class Iteration:
             self.instance_noise.copy_(schedule.instance_noise)
         for real in real_images.chunk(self.n_critic):  # the discriminator: tell real from fake
             real = self._add_noise(real, rng)  # (N, C, H, W)
-            z = draw_normal(real, (self.latent_dim,), rng)  # (N, latent_dim)
+            z = draw(torch.randn, real, (self.latent_dim,), rng)  # (N, latent_dim)
             fake = self._add_noise(self.generator(z), rng)
             real_seen, fake_seen = real.detach().requires_grad_(self.r1 > 0), fake.detach().requires_grad_(self.r2 > 0)
             real_logits, fake_logits = discriminate(self.discriminator, real_seen, fake_seen, self.batching)  # (N, 1) each
@@ -106,7 +106,7 @@ class Iteration:
     def _add_noise(self, images: Tensor, rng: torch.Generator) -> Tensor:
         if self.instance_noise is None:
             return images
-        return images + self.instance_noise * draw_normal(images, tuple(images.shape[1:]), rng)
+        return images + self.instance_noise * draw(torch.randn, images, tuple(images.shape[1:]), rng)
 
     def _penalty(
         self, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, rng: torch.Generator
@@ -117,7 +117,7 @@ class Iteration:
         if self.r2:
             penalty = penalty + self.r2 * zero_centered_penalty(fake, fake_logits)
         if self.gradient_penalty:
-            mix = draw_uniform(real, rng)  # (N,)
+            mix = draw(torch.rand, real, (), rng)  # (N,)
             penalty = penalty + self.gradient_penalty * gradient_penalty(self.discriminator, real, fake, mix)
         return penalty
 
@@ -127,7 +127,7 @@ class Iteration:
 
 
 class OptimizerUpdate:
-    """An Update by one of torch's optimizers, whose learning rate is a tensor, with gradients averaged over the ranks.
+    """An Update by one of torch's optimizers, with gradients averaged over the ranks.
 
     Args:
         optimizer: of one parameter group.
@@ -154,7 +154,7 @@ class OptimizerUpdate:
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         if self._clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
-        self._group["lr"].copy_(lr)
+        self._group["lr"] = lr.float() if lr.is_cuda else lr  # there fused Adam reads it as float32, whatever the weights are
         if self._scaler is None:
             self._optimizer.step()
         else:
@@ -164,12 +164,7 @@ class OptimizerUpdate:
         return norm
 
 
-def draw_normal(like: Tensor, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Return this rank's rows (N, *shape) of standard normal numbers for the global batch, where `like` is (N, ...)."""
+def draw(distribution: Callable[..., Tensor], like: Tensor, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Return this rank's rows (N, *shape) of random numbers for the global batch, where `like` is (N, ...)."""
     everyone = (len(like) * world_size(), *shape)
-    return shard(torch.randn(everyone, generator=rng, device=like.device, dtype=like.dtype))
-
-
-def draw_uniform(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Return this rank's rows (N,) of numbers in [0, 1) for the global batch, where `like` is (N, ...)."""
-    return shard(torch.rand(len(like) * world_size(), generator=rng, device=like.device, dtype=like.dtype))
+    return shard(distribution(everyone, generator=rng, device=like.device, dtype=like.dtype))

@@ -48,12 +48,13 @@ from bngan.recipes import (
 )
 from bngan.rendezvous import agree_on_port
 from bngan.run import Location, Start
+from bngan.settings import Settings
 from bngan.trainer import Trainer, as_list
 
 # Settings of a run that decide what it comes to or what is measured of it: to go on with others takes --override.
 FROZEN = {
     "seed_everything",
-    *(f"model.{name}" for name in signature(GAN).parameters.keys() - {"cuda_graph", "tf32"}),
+    *(f"model.{name}" for name in signature(Settings).parameters.keys() - {"cuda_graph", "tf32"}),
     *(f"data.{name}" for name in ("name", "image_size", "channels", "batch_size")),
     *(f"trainer.{name}" for name in ("precision", "sync_batchnorm", "limit_train_batches", "limit_val_batches")),
     *(f"metrics.{name}" for name in ("num_samples", "feature", "seed", "mode_threshold")),
@@ -67,12 +68,8 @@ MACHINE = {
 # Settings that follow from others, and these others, which must be there.
 LINKED = {"model.image_shape", "model.seed", "data.seed", "data.n_critic"}
 SOURCES = "{seed_everything: 0, model: {n_critic: 1}}"
-# Arguments of the Trainer's methods, which are no settings.
-ARGUMENTS = {
-    *("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"),
-    *("ckpt_path", "weights_only", "verbose", "return_predictions"),
-}
-
+# Lightning would print floors and controls as metrics, in a second table, and keep all samples.
+QUIET = {"validate": {"verbose": False}, "test": {"verbose": False}, "predict": {"return_predictions": False}}
 
 # The order matters: samples are measured before the bar shows it and the best checkpoint is chosen by it.
 CALLBACKS: dict[str, type[Callback]] = {
@@ -82,7 +79,7 @@ CALLBACKS: dict[str, type[Callback]] = {
     "progress": RunProgress,
     "checkpoint": CheckpointSaver,
 }
-KINDS: dict[str, type] = {"model": GAN, "data": ImageDataModule, "trainer": Trainer, **CALLBACKS}
+KINDS: dict[str, type] = {"model": Settings, "data": ImageDataModule, "trainer": Trainer, **CALLBACKS}
 
 
 def run_command(command: str, options: argparse.Namespace, settings: list[str]) -> None:
@@ -103,7 +100,7 @@ def run_command(command: str, options: argparse.Namespace, settings: list[str]) 
         run.check_restart(options.ckpt_path)
         agree_on_port()
     try:
-        GanCLI(command, options, settings)
+        GanCLI(command, options, settings).carry_out()
     except Exception as error:
         if isinstance(error, UsageError) or (line := explain(error)) is None:
             raise
@@ -122,8 +119,6 @@ class GanCLI(LightningCLI):
     def __init__(self, command: str, options: argparse.Namespace, settings: list[str]) -> None:
         self.command, self.options = command, options
         self.content: Content | None = None  # of the checkpoint
-        # An abbreviated flag is accepted or not depending on what other flags there are: better not at all.
-        parser_options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             GAN,
             ImageDataModule,
@@ -131,18 +126,16 @@ class GanCLI(LightningCLI):
             trainer_class=Trainer,
             trainer_defaults={"callbacks": [TensorBoardLayout()]},
             seed_everything_default=0,
-            parser_kwargs={"prog": "bngan", **parser_options, command: parser_options},  # pyright: ignore[reportArgumentType]
+            # An abbreviated flag is accepted or not depending on what other flags there are: better not at all.
+            parser_kwargs={"prog": f"bngan {command}", "exit_on_error": False, "allow_abbrev": False},
             args=settings,
+            run=False,
             auto_configure_optimizers=False,
             # It would store the name of a function in the checkpoint, to be imported and called when that is loaded.
             load_from_checkpoint_support=False,
         )
 
     # The parser ---------------------------------------------------------------------------------------------------
-
-    def subcommands(self) -> dict[str, set[str]]:
-        """Leave out the subcommands that are not asked for: each parser of all settings takes its time to build."""
-        return {self.command: ARGUMENTS}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings that are in no group."""
@@ -165,13 +158,13 @@ class GanCLI(LightningCLI):
         # Lightning lets settings be read from any address that fsspec knows.
         set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
         settings = [*(word for path in self.options.configs for word in ("--config", str(path))), *args]
-        default = [self.command, "--config", str(DEFAULT_CONFIG)]
+        default = ["--config", str(DEFAULT_CONFIG)]
         checkpoint, recorded = None, {}
         if self.options.ckpt_path is not None:
             self.config = parser.parse_args([*default, *settings])  # which say where runs lie
             checkpoint = run.find(self.options.ckpt_path, self._location)
         if checkpoint is not None:
-            given = parser.parse_args([self.command, "--config", SOURCES, *settings], defaults=False)[self.command]
+            given = parser.parse_args(["--config", SOURCES, *settings], defaults=False)
             recorded = _without_foreign_code(self._read_settings(checkpoint), given)
         show = ["--print_config"] if self.options.print_config else []
         self.config = parser.parse_args([*default, "--config", to_yaml(recorded), *settings, *show])
@@ -180,12 +173,8 @@ class GanCLI(LightningCLI):
         self.start = self._start(checkpoint)
 
     @property
-    def _settings(self) -> Namespace:
-        return self.config[self.command]
-
-    @property
     def _location(self) -> Location:
-        return Location(Path(self._settings.trainer.default_root_dir or "runs"), self._settings.name, self.options.run)
+        return Location(Path(self.config.trainer.default_root_dir or "runs"), self.config.name, self.options.run)
 
     def _read_settings(self, checkpoint: Path) -> dict[str, Any]:
         """Return by full name the settings that a checkpoint brings along: for fit its run's, else its networks' and data's."""
@@ -208,7 +197,7 @@ class GanCLI(LightningCLI):
         Raises:
             UsageError: saying what to do.
         """
-        now = flatten(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.command])
+        now = flatten(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml")))
         for name in [name for name in recorded if name in now and not is_same(name, now[name], recorded[name])]:
             # Measuring may use other data.
             if name in FROZEN and not self.options.override and (self.command == "fit" or not name.startswith("data.")):
@@ -232,9 +221,9 @@ class GanCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse null where there must be something, and let settings name classes with plain values alone."""
         for group, kind in KINDS.items():
-            check_nulls(kind, self._settings.get(group) or {}, prefix=f"--{group}.")
+            check_nulls(kind, self.config.get(group) or {}, prefix=f"--{group}.")
         for group, name in (setting.split(".") for setting in CLASSES):
-            for given in as_list(self._settings[group][name]):
+            for given in as_list(self.config[group][name]):
                 if not isinstance(given, bool | str):
                     check_class(f"{group}.{name}", given)
         self.save_config_kwargs = {"save_to_log_dir": False, "start": self.start}
@@ -242,7 +231,7 @@ class GanCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Return the Trainer, which writes into the run's folder."""
         self._check_shapes()
-        settings, start = self.config_init[self.command].trainer, self.start
+        settings, start = self.config_init["trainer"], self.start
         if settings.logger is not False:
             # What the folder holds of iterations that are now done again must not be shown beside them. A run killed in the
             # moment between a validation's last word and the checkpoint after it shows that validation twice, as the same
@@ -266,27 +255,40 @@ class GanCLI(LightningCLI):
         """
         if self.content is None:
             return
-        shape = tuple(self.content["hyper_parameters"]["image_shape"])
-        if shape != self.model.image_shape:
+        shape, now = tuple(self.content["hyper_parameters"]["image_shape"]), self.model.settings.image_shape
+        if shape != now:
             raise UsageError(
-                f"the checkpoint makes images of shape {shape}, but the data has {self.model.image_shape}; give the --data "
-                "settings that it was trained with"
+                f"the checkpoint makes images of shape {shape}, but the data has {now}; give the --data settings that it was "
+                "trained with"
             )
         if mismatch := other_shape(self.model.state_dict(), self.content["state_dict"]):
             raise UsageError(f"{mismatch}: networks cannot be changed by --override; start a new run")
 
-    # The commands -------------------------------------------------------------------------------------------------
+    # The command --------------------------------------------------------------------------------------------------
 
-    def before_fit(self) -> None:
-        """Say in a few lines what is about to happen."""
+    def carry_out(self) -> None:
+        """Do what the command says, from the checkpoint on if there is one."""
+        if self.command == "fit":
+            self._tell_what_begins()
+        path = self.start.checkpoint
+        do = getattr(self.trainer, self.command)
+        # weights_only is said outright, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say.
+        given = {"ckpt_path": None if path is None else str(path), "weights_only": True, **QUIET.get(self.command, {})}
+        do(self.model, datamodule=self.datamodule, **given)
+        if self.command == "fit":
+            if self.trainer.global_step == self.start.iteration and not self.trainer.callback_metrics:
+                print0("Nothing was left to do; to train longer raise --trainer.max_epochs or --trainer.max_steps.")
+            print0(f"Done: {self.start.folder}")
+
+    def _tell_what_begins(self) -> None:
         ranks, batch_size = self.trainer.world_size, self.datamodule.batch_size
-        self.model.check_batch(batch_size, ranks, synchronized=self._settings.trainer.sync_batchnorm)
-        shape = " x ".join(map(str, self.model.image_shape))
-        rates = f"learning rates G {self.model.hparams['g_lr']:g} and D {self.model.hparams['d_lr']:g}"
+        self.model.check_batch(batch_size, ranks, synchronized=self.config.trainer.sync_batchnorm)
+        shape = " x ".join(map(str, self.model.settings.image_shape))
+        rates = f"learning rates G {self.model.settings.g_lr:g} and D {self.model.settings.d_lr:g}"
         device = self.trainer.strategy.root_device.type
         print0(f"{self.datamodule.data_name} images {shape}, batch {batch_size} over {ranks} x {device}, {rates}")
         if ranks > 1 and any(self.model.batch_norms()):
-            synchronized = self._settings.trainer.sync_batchnorm
+            synchronized = self.config.trainer.sync_batchnorm
             together = "all devices' images together" if synchronized else "each device's images by themselves"
             print0(f"Batch norm normalizes {together} (--trainer.sync_batchnorm {str(synchronized).lower()})")
         if self.start.checkpoint is not None:
@@ -296,35 +298,6 @@ class GanCLI(LightningCLI):
                 print0(f"{lone}, so how long to train and what to log are as given or as by default.")
         print0(f"Run folder {self.start.folder}")
         print0(f"Watch it: tensorboard --logdir {self.start.folder.parent.parent}")
-
-    def fit(self, **modules: Any) -> None:
-        """Train."""
-        self.trainer.fit(**modules, **self._checkpoint)
-
-    def after_fit(self) -> None:
-        """Say where everything is."""
-        if self.trainer.global_step == self.start.iteration and not self.trainer.callback_metrics:
-            print0("Nothing was left to do; to train longer raise --trainer.max_epochs or --trainer.max_steps.")
-        print0(f"Done: {self.start.folder}")
-
-    def validate(self, **modules: Any) -> None:
-        """Measure as training does."""
-        # Lightning would print floors and controls as metrics, in a second table.
-        self.trainer.validate(**modules, **self._checkpoint, verbose=False)
-
-    def test(self, **modules: Any) -> None:
-        """Measure against the held-out images."""
-        self.trainer.test(**modules, **self._checkpoint, verbose=False)
-
-    def predict(self, **modules: Any) -> None:
-        """Write samples."""
-        self.trainer.predict(**modules, **self._checkpoint, return_predictions=False)
-
-    @property
-    def _checkpoint(self) -> dict[str, Any]:
-        # weights_only is said outright, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say.
-        path = self.start.checkpoint
-        return {"ckpt_path": None if path is None else str(path), "weights_only": True}
 
 
 class RunRecord(SaveConfigCallback):

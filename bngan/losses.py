@@ -67,10 +67,6 @@ def hinge_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 
 
-def hinge_g(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return -fake_logits.mean()
-
-
 def wasserstein_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """The negative of the estimated distance; it needs a Lipschitz critic (Arjovsky et al. 2017)."""
     return fake_logits.mean() - real_logits.mean()
@@ -116,7 +112,7 @@ LOSSES: dict[str, Loss] = {
     "non_saturating": Loss(cross_entropy_d, non_saturating_g, *_PROBABILITIES, labelled=True),
     "minimax": Loss(cross_entropy_d, minimax_g, *_PROBABILITIES, labelled=True),
     "least_squares": Loss(least_squares_d, least_squares_g, *_LOGITS, labelled=True),
-    "hinge": Loss(hinge_d, hinge_g, *_LOGITS),
+    "hinge": Loss(hinge_d, wasserstein_g, *_LOGITS),
     "wasserstein": Loss(wasserstein_d, wasserstein_g, *_LOGITS),
     "relativistic": Loss(relativistic_d, relativistic_g, *_PAIRS),
 }

@@ -10,8 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from bngan.errors import UsageError
+from bngan.errors import UsageError, check_at_least
 from bngan.norms import CENTERING, DEFAULT_NORM_SETTINGS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
+from bngan.settings import Settings
 
 LARGEST_FIRST_SIDE = 4  # of G's first layer, and of D's last
 
@@ -36,7 +37,7 @@ class Generator(nn.Module):
         norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
     ) -> None:
         super().__init__()
-        _check_positive(input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim)
+        check_at_least(1, input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim)
         normalized = find_norm(norm, norm_settings)
         self.input_dim = input_dim
         self.net = nn.Sequential(
@@ -79,7 +80,7 @@ class Discriminator(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
+        check_at_least(1, input_dim=input_dim, hidden_dim=hidden_dim)
         normalized = find_norm(norm, norm_settings)
         self.input_dim = input_dim
         self.net = nn.Sequential(
@@ -142,7 +143,7 @@ class ConvGenerator(nn.Module):
         norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
     ) -> None:
         super().__init__()
-        _check_positive(input_dim=input_dim, channels=channels, width=width)
+        check_at_least(1, input_dim=input_dim, channels=channels, width=width)
         base, doublings = split_size(size)
         sides = [base * 2**level for level in range(doublings + 1)]
         if base > LARGEST_FIRST_SIDE:
@@ -198,7 +199,7 @@ class ConvDiscriminator(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_positive(channels=channels, width=width)
+        check_at_least(1, channels=channels, width=width)
         last_side, halvings = split_size(size)
         if last_side > LARGEST_FIRST_SIDE:
             last_side, halvings = last_side // 2, halvings + 1
@@ -245,42 +246,28 @@ class ConvDiscriminator(nn.Module):
         return _run([*self.net][:-1], images, _noisy(self.reference, self.reference_noise, self.instance_noise))
 
 
-NETWORKS = ("mlp", "conv")
-
-
-def build_networks(
-    network: str,
-    image_shape: tuple[int, int, int],
-    latent_dim: int,
-    hidden_dim: int,
-    g_norm: str,
-    d_norm: str,
-    d_dropout: float = 0.0,
-    bn_eps: float = 1e-5,
-    bn_momentum: float = 0.1,
-    ghost_groups: int = 1,
-) -> tuple[Generator | ConvGenerator, Discriminator | ConvDiscriminator]:
-    """Return the generator and the discriminator of that kind for images of shape (C, H, W).
+def build_networks(settings: Settings) -> tuple[Generator | ConvGenerator, Discriminator | ConvDiscriminator]:
+    """Return the generator and the discriminator that the settings describe.
 
     Raises:
         UsageError: if there is no such kind, or if the networks cannot have that shape.
     """
-    channels, height, width = image_shape
-    settings = NormSettings(eps=bn_eps, momentum=bn_momentum, ghost_groups=ghost_groups)
-    if network == "mlp":
-        values = math.prod(image_shape)
+    channels, height, width = settings.image_shape
+    norms = NormSettings(eps=settings.bn_eps, momentum=settings.bn_momentum, ghost_groups=settings.ghost_groups)
+    if settings.network == "mlp":
+        values = math.prod(settings.image_shape)
         return (
-            Generator(latent_dim, values, hidden_dim, norm=g_norm, norm_settings=settings),
-            Discriminator(values, hidden_dim, norm=d_norm, norm_settings=settings, dropout=d_dropout),
+            Generator(settings.latent_dim, values, settings.hidden_dim, settings.g_norm, norms),
+            Discriminator(values, settings.hidden_dim, settings.d_norm, norms, settings.d_dropout),
         )
-    if network == "conv":
+    if settings.network == "conv":
         if height != width:
             raise UsageError(f"convolutional networks take square images, not {height} x {width}")
         return (
-            ConvGenerator(latent_dim, channels, height, width=hidden_dim, norm=g_norm, norm_settings=settings),
-            ConvDiscriminator(channels, height, width=hidden_dim, norm=d_norm, norm_settings=settings, dropout=d_dropout),
+            ConvGenerator(settings.latent_dim, channels, height, settings.hidden_dim, settings.g_norm, norms),
+            ConvDiscriminator(channels, height, settings.hidden_dim, settings.d_norm, norms, settings.d_dropout),
         )
-    raise UsageError(f"unknown network {network!r}; choose from {', '.join(NETWORKS)}")
+    raise UsageError(f"unknown network {settings.network!r}; choose from mlp, conv")
 
 
 def split_size(size: int) -> tuple[int, int]:
@@ -385,12 +372,6 @@ def _fan_in(layer: nn.Conv2d | nn.ConvTranspose2d) -> float:
         return products
     # A transposed convolution deals them out to stride^2 pixels; G's first one, of stride 1, to the k^2 of its whole output.
     return products / math.prod(layer.kernel_size if layer.stride == (1, 1) else layer.stride)
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
 
 
 def _check_latents(z: Tensor, input_dim: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from bngan.batchnorm import GhostBatchNorm, ReferenceBatchNorm, VirtualBatchNorm
+from bngan.batchnorm.layers import GhostBatchNorm, ReferenceBatchNorm, VirtualBatchNorm
 from bngan.errors import UsageError
 
 Layer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d

@@ -20,6 +20,7 @@ from bngan import __version__
 from bngan.checkpoint import iterations, read_checkpoint
 from bngan.distributed import print0
 from bngan.errors import UsageError
+from bngan.files import write_whole
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "numpy")
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -221,9 +222,7 @@ def record(start: Start, device: torch.device, devices: int) -> None:
             "machine": machine,
         }
     )
-    whole = start.folder / "run.json.new"  # put in its place at once, for the process may be killed while it writes
-    whole.write_text(json.dumps(known, indent=2) + "\n")
-    whole.replace(start.folder / "run.json")
+    write_whole(start.folder / "run.json", f"{json.dumps(known, indent=2)}\n".encode())
 
 
 def git_commit() -> str | None:

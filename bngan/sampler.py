@@ -1,12 +1,21 @@
 """How samples are drawn: from which weights, normalized by which statistics, and numbered."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bngan import rng
+from bngan.batchnorm.statistics import EvalStatistics, evaluation_statistics
+from bngan.errors import UsageError
 from bngan.images import slerp
+from bngan.settings import Settings
+
+Weights = Literal["raw", "ema"]
+PRECISE_BATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -60,3 +69,40 @@ class Sampler:
         blocks = mates.repeat(steps, 1, 1)  # (steps, block, latent_dim)
         blocks[:, place] = latents
         return torch.stack([self.generate(block)[place] for block in blocks])
+
+
+@contextmanager
+def sampler_of(
+    generator: nn.Module,
+    average: nn.Module | None,
+    settings: Settings,
+    batch_size: int,
+    weights: Weights | None = None,
+    statistics: EvalStatistics | None = None,
+) -> Iterator[Sampler]:
+    """Within the block give a generator ready to be sampled, without gradients; it is as before afterwards.
+
+    Args:
+        generator: the network that is trained.
+        average: its moving average, if one is kept.
+        settings: of both.
+        batch_size: size of the batches for batch and precise.
+        weights: raw for the network itself, ema for its average; unset means the average where there is one.
+        statistics: what normalizes the samples: running, batch or precise; unset means the run's own policy.
+
+    Raises:
+        UsageError: if there is no average.
+    """
+    if weights == "ema" and average is None:
+        raise UsageError("this GAN keeps no average of G's weights (ema_decay is 0); use weights raw")
+    network = generator if weights == "raw" or average is None else average
+    if statistics is None:
+        precise = network is average and settings.ema_buffers == "precise" and settings.eval_statistics == "running"
+        statistics = "precise" if precise else settings.eval_statistics
+    weight = next(network.parameters())
+    batches = (
+        rng.normal((batch_size, settings.latent_dim), settings.seed, rng.Stream.PRECISE, number).to(weight)
+        for number in range(PRECISE_BATCHES)
+    )
+    with evaluation_statistics(network, statistics, batches):
+        yield Sampler(network, settings.image_shape, settings.latent_dim, batch_size if statistics == "batch" else None)

@@ -1,43 +1,134 @@
-"""Which settings of a GAN mean something?"""
+"""What can be set of a GAN, and which of it means something?"""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from bngan.batching import BATCHINGS
-from bngan.batchnorm import EVAL_STATISTICS
-from bngan.ema import EMA_BUFFERS
-from bngan.errors import UsageError
+from bngan.batching import BATCHINGS, Batching
+from bngan.batchnorm.statistics import EVAL_STATISTICS, EvalStatistics
+from bngan.ema import EMA_BUFFERS, EmaBuffers
+from bngan.errors import UsageError, check_at_least
 from bngan.norms import BATCH_COUPLED
 
 
-def check_settings(settings: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a GAN, by the names that the command line and checkpoints have for them.
+
+    Args:
+        network: mlp, the source's fully connected networks, or conv, DCGAN's.
+        image_shape: (channels, height, width); the command line takes it from the data.
+        latent_dim: size of the latent z, which is standard normal.
+        hidden_dim: the source's hidden_dim for mlp, the number of filters at full resolution for conv.
+        g_norm: norm of the generator: batch, none, layer, group, instance, spectral, reference, ghost or virtual.
+        d_norm: norm of the discriminator, likewise.
+        bn_eps: what batch norm adds to the variance.
+        bn_momentum: weight of the new batch in batch norm's running statistics.
+        ghost_groups: groups of the batch that norm ghost normalizes, each by itself.
+        d_dropout: fraction of D's hidden activations dropped in training.
+        loss: non_saturating, minimax, least_squares, hinge, wasserstein or relativistic.
+        label_smoothing: how far below 1 the real label lies, for losses with labels.
+        r1: weight of the gradient penalty on real images.
+        r2: weight of the gradient penalty on fake images.
+        gradient_penalty: weight of WGAN-GP's penalty between them; unset means 10 for wasserstein and 0 for other losses.
+        batching: joint normalizes D's real and fake images together, separate each by themselves.
+        update_d_stats_in_g_step: whether D's running statistics also move in G's update.
+        n_critic: updates of D for one of G.
+        g_lr: Adam's learning rate for G.
+        d_lr: Adam's learning rate for D.
+        beta1: Adam's decay of the gradient's mean.
+        beta2: Adam's decay of the gradient's square.
+        lr_decay_start: fraction of the run after which both learning rates fall linearly to 0; 1 keeps them constant.
+        instance_noise: standard deviation of the Gaussian noise added to every image that D sees, at the start of the run.
+        instance_noise_end: fraction of the run over which the noise falls linearly to 0.
+        g_clip: largest norm of G's gradient; unset means no limit.
+        d_clip: largest norm of D's gradient; unset means no limit.
+        ema_decay: decay per iteration of the moving average of G's weights, from which samples are drawn; 0 keeps none.
+        ema_buffers: running statistics of that average: copy takes G's own, average averages them like the weights,
+            precise works them out anew, on the averaged weights, when samples are drawn.
+        eval_statistics: statistics that normalize samples: running, batch (those of the samples' own batch, as in training),
+            or precise (pooled over 64 fresh batches).
+        cuda_graph: whether training on a GPU replays its iteration as a CUDA graph.
+        tf32: whether float32 products on a GPU go through TF32, with 10 bits of mantissa.
+        seed: seed of latents and noise.
+    """
+
+    network: Literal["mlp", "conv"] = "mlp"
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    latent_dim: int = 100
+    hidden_dim: int = 128
+    g_norm: str = "batch"
+    d_norm: str = "batch"
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
+    ghost_groups: int = 1
+    d_dropout: float = 0.0
+    loss: str = "relativistic"
+    label_smoothing: float = 0.0
+    r1: float = 0.0
+    r2: float = 0.0
+    gradient_penalty: float | None = None
+    batching: Batching = "joint"
+    update_d_stats_in_g_step: bool = False
+    n_critic: int = 1
+    g_lr: float = 2e-3
+    d_lr: float = 2e-3
+    beta1: float = 0.0
+    beta2: float = 0.999
+    lr_decay_start: float = 0.5
+    instance_noise: float = 1.0
+    instance_noise_end: float = 1.0
+    g_clip: float | None = None
+    d_clip: float | None = None
+    ema_decay: float = 0.999
+    ema_buffers: EmaBuffers = "average"
+    eval_statistics: EvalStatistics = "running"
+    cuda_graph: bool = True
+    tf32: bool = True
+    seed: int = 0
+
+    @property
+    def wgan_gp(self) -> float:
+        """Weight of WGAN-GP's penalty, where none is given the loss's own."""
+        if self.gradient_penalty is not None:
+            return self.gradient_penalty
+        return 10.0 if self.loss == "wasserstein" else 0.0
+
+    @property
+    def groups(self) -> int | None:
+        """Groups that a ghost norm cuts a batch into, None where there is no such norm."""
+        return self.ghost_groups if "ghost" in (self.g_norm, self.d_norm) else None
+
+
+# Which numbers mean something; an unset one does.
+RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("g_lr d_lr g_clip d_clip instance_noise_end bn_eps", lambda value: 0 < value < math.inf, "above 0"),
+    ("r1 r2 gradient_penalty instance_noise", lambda value: 0 <= value < math.inf, "at least 0"),
+    ("beta1 beta2 label_smoothing ema_decay", lambda value: 0 <= value < 1, "in [0, 1)"),
+    ("bn_momentum", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    ("lr_decay_start", lambda value: 0 <= value <= 1, "in [0, 1]"),
+)
+
+
+def check_settings(settings: Settings) -> None:
     """Refuse numbers out of range and combinations without meaning.
 
     Raises:
         UsageError: naming the setting and what is allowed.
     """
-    for name in ("g_lr", "d_lr", "g_clip", "d_clip", "instance_noise_end", "bn_eps"):
-        if settings[name] is not None and not 0 < settings[name] < math.inf:
-            raise UsageError(f"{name} must be above 0, got {settings[name]}")
-    for name in ("r1", "r2", "gradient_penalty", "instance_noise"):
-        if not 0 <= settings[name] < math.inf:
-            raise UsageError(f"{name} must be at least 0, got {settings[name]}")
-    for name in ("n_critic", "ghost_groups", "latent_dim"):
-        if settings[name] < 1:
-            raise UsageError(f"{name} must be at least 1, got {settings[name]}")
-    for name in ("beta1", "beta2", "label_smoothing", "ema_decay"):
-        if not 0 <= settings[name] < 1:
-            raise UsageError(f"{name} must be in [0, 1), got {settings[name]}")
-    if not 0 < settings["bn_momentum"] <= 1:
-        raise UsageError(f"bn_momentum must be above 0 and at most 1, got {settings['bn_momentum']}")
-    if not 0 <= settings["lr_decay_start"] <= 1:
-        raise UsageError(f"lr_decay_start must be in [0, 1], got {settings['lr_decay_start']}")
+    check_at_least(1, n_critic=settings.n_critic, ghost_groups=settings.ghost_groups, latent_dim=settings.latent_dim)
+    for names, fits, words in RANGES:
+        for name in names.split():
+            value = getattr(settings, name)
+            if value is not None and not fits(value):
+                raise UsageError(f"{name} must be {words}, got {value}")
     for name, allowed in (("batching", BATCHINGS), ("ema_buffers", EMA_BUFFERS), ("eval_statistics", EVAL_STATISTICS)):
-        if settings[name] not in allowed:
-            raise UsageError(f"unknown {name} {settings[name]!r}; choose from {', '.join(allowed)}")
-    if settings["d_norm"] in BATCH_COUPLED and any(settings[name] for name in ("r1", "r2", "gradient_penalty")):
+        if getattr(settings, name) not in allowed:
+            raise UsageError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(allowed)}")
+    if settings.d_norm in BATCH_COUPLED and (settings.r1 or settings.r2 or settings.wgan_gp):
         raise UsageError(
-            f"d_norm {settings['d_norm']!r} cannot be combined with r1, r2 or gradient_penalty: a gradient penalty is defined "
+            f"d_norm {settings.d_norm!r} cannot be combined with r1, r2 or gradient_penalty: a gradient penalty is defined "
             "for each image by itself, but batch norm makes D's output for one image depend on the others; use --model.d_norm "
             "layer, group, spectral or none"
         )

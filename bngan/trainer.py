@@ -22,9 +22,9 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from bngan.batchnorm import synchronize
+from bngan.batchnorm.layers import synchronize
 from bngan.distributed import print0, world_size
-from bngan.errors import UsageError
+from bngan.errors import UsageError, check_at_least
 
 LEAVE_OUT = "bngan has no choice of it; leave it out"
 # Settings of Lightning's Trainer that are not here, and what to use in their place.
@@ -207,8 +207,7 @@ def _check_machine(accelerator: str, devices: int | str | list[int], num_nodes: 
         raise UsageError(f"--trainer.devices {devices} is not allowed; give a number of devices, 1 or more, or auto")
     if precision == "16-mixed" and on_processor:
         raise UsageError("--trainer.precision 16-mixed needs a GPU; use --trainer.precision bf16-mixed")
-    if num_nodes < 1:
-        raise UsageError(f"--trainer.num_nodes must be at least 1, got {num_nodes}")
+    check_at_least(1, "--trainer.", num_nodes=num_nodes)
     launchers = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
     if num_nodes > 1 and "MASTER_ADDR" not in os.environ and not any(kind.detect() for kind in launchers):
         raise UsageError(

@@ -12,14 +12,16 @@ from statistics import mean, stdev
 
 from rich.progress import track
 
-from bngan.batchnorm import EvalStatistics, batch_norm_layers, running_statistics
+from bngan.batchnorm.layers import batch_norm_layers, running_statistics
+from bngan.batchnorm.statistics import EvalStatistics
 from bngan.checkpoint import load_gan
 from bngan.data import mnist
 from bngan.data.datasets import DATASETS
-from bngan.gan import GAN, Weights
+from bngan.gan import GAN
 from bngan.images import to_minus1_1, to_uint8
 from bngan.metrics.features import load_feature_net
 from bngan.metrics.sample_metrics import SampleMetrics
+from bngan.sampler import Weights
 
 SAMPLES, CHUNK = 10_000, 500
 POLICIES = ("raw weights", "copy", "average", "precise")
@@ -37,7 +39,7 @@ def main() -> None:
     fids: dict[str, list[float]] = {policy: [] for policy in POLICIES}
     for path in track(args.checkpoints, description="measuring"):
         gan = load_gan(path)
-        if gan.generator_ema is None or gan.ema_buffers != "average":
+        if gan.generator_ema is None or gan.settings.ema_buffers != "average":
             raise SystemExit(f"{path} does not come from a run with ema_buffers average")
         fids["raw weights"].append(fid(metrics, gan, "raw", "running"))
         fids["average"].append(fid(metrics, gan, "ema", "running"))

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from bngan.cli import main
-from bngan.gan import GAN
 from bngan.recipes import flatten
+from bngan.settings import Settings
 from tests.conftest import QUICK, REPOSITORY, only_run
 
 RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -41,7 +41,7 @@ def read(recipe: str) -> dict[str, Any]:
 
 
 def test_default_recipe_is_the_default_of_the_class_setting_by_setting() -> None:
-    defaults = {name: parameter.default for name, parameter in signature(GAN).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in signature(Settings).parameters.items()}
     for linked in ("image_shape", "seed"):  # these come from the data and from seed_everything
         del defaults[linked]
     assert read("default")["model"] == defaults

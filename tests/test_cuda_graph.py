@@ -118,7 +118,7 @@ def trained(settings: dict[str, Any], *callbacks: Callback, hook: Any = None, st
     if hook is not None:
         gan.discriminator.net[0].register_forward_hook(hook)
     size = 64 if settings.get("d_norm") == "virtual" else BATCH
-    shape = (ITERATIONS, size * gan.n_critic, *gan.image_shape)
+    shape = (ITERATIONS, size * gan.settings.n_critic, *gan.settings.image_shape)
     trainer = Trainer(
         accelerator="gpu",
         devices=1,

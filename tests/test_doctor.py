@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,14 @@ from torch import Tensor, nn
 
 from bngan import GAN, rng
 from bngan.batching import discriminate
-from bngan.batchnorm import (
-    BatchNorm,
-    batch_norm_layers,
-    batch_statistics,
-    evaluation_statistics,
-    recorded_statistics,
-    running_statistics,
-    set_precise_statistics,
-)
+from bngan.batchnorm.layers import BatchNorm, batch_norm_layers, batch_statistics, running_statistics
+from bngan.batchnorm.statistics import evaluation_statistics, recorded_statistics, set_precise_statistics
 from bngan.cli import main
 from bngan.data import ImageDataModule
 from bngan.doctor import Finding, diagnose, examine_layers, examine_settings, examine_training, expected_lean, pass_through
 from bngan.images import to_minus1_1
 from bngan.recipes import read_config
+from bngan.settings import Settings
 from tests.conftest import QUICK, REPOSITORY, only_run
 from tests.test_gan import images, tiny, trainer
 
@@ -48,7 +43,7 @@ Part = tuple[str, BatchNorm]
 
 
 def latents(gan: GAN) -> Tensor:
-    return torch.randn(256, gan.latent_dim, generator=torch.Generator().manual_seed(3))
+    return torch.randn(256, gan.settings.latent_dim, generator=torch.Generator().manual_seed(3))
 
 
 def fakes(gan: GAN) -> Tensor:
@@ -78,7 +73,7 @@ def healthy(real: Tensor, **settings: Any) -> GAN:
     seen = fakes(gan)
     optimizer = torch.optim.Adam(gan.discriminator.parameters(), lr=0.01)
     for _ in range(20):
-        loss = gan.loss.discriminator(*discriminate(gan.logits, real[:64], seen[:64], gan.batching))
+        loss = gan.loss.discriminator(*discriminate(gan.logits, real[:64], seen[:64], gan.settings.batching))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -160,7 +155,7 @@ def constant(gan: GAN, real: Tensor) -> None:
 
 
 def separate_and_constant(gan: GAN, real: Tensor) -> None:
-    gan.batching = "separate"
+    gan.settings = replace(gan.settings, batching="separate")
     constant(gan, real)
 
 
@@ -191,7 +186,7 @@ def test_ghost_norm_is_examined_group_by_group(real: Tensor) -> None:
     gan.normalized_together.fill_(64)
     passed = pass_through(gan, real)  # four batches of 60, which can be cut into groups
     with evaluation_statistics(gan.generator, "batch"), recorded_statistics(gan.generator) as seen:
-        gan.generate(rng.normal((60, gan.latent_dim), gan.seed, rng.Stream.PRECISE, 0))
+        gan.generate(rng.normal((60, gan.settings.latent_dim), gan.settings.seed, rng.Stream.PRECISE, 0))
     for name, groups in seen.items():
         found = passed.seen[f"generator.{name}"]
         assert (len(groups), len(found)) == (5, 20)
@@ -482,11 +477,11 @@ def test_settings_tell_what_is_wrong(case: str, tmp_path: Path) -> None:
 
 
 def test_penalty_is_told_by_name_and_small_batches_by_number() -> None:
-    (finding,) = examine_settings({"r1": 1.0, "r2": 0.5}, together=128)
+    (finding,) = examine_settings(Settings(r1=1.0, r2=0.5), together=128)
     assert "r1, r2" in finding.evidence
-    (finding,) = examine_settings({}, together=4)
+    (finding,) = examine_settings(Settings(), together=4)
     assert finding.evidence.startswith("4 images at a time")
-    (finding,) = examine_settings({"d_norm": "ghost", "ghost_groups": 8}, together=16)
+    (finding,) = examine_settings(Settings(d_norm="ghost", ghost_groups=8), together=16)
     assert finding.evidence.startswith("4 images at a time")
 
 

@@ -6,6 +6,7 @@ import math
 import pickle
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from bngan import GAN
 from bngan.batching import Batching
-from bngan.batchnorm import VirtualBatchNorm, batch_norm_layers
+from bngan.batchnorm.layers import VirtualBatchNorm, batch_norm_layers
 from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.errors import NonFiniteLoss, UsageError
 from bngan.losses import LOSSES
@@ -151,14 +152,14 @@ def test_penalties_change_d_and_are_refused_with_batch_norm_in_d(penalty: dict[s
 
 
 def test_wasserstein_loss_has_a_gradient_penalty_of_10_unless_told_otherwise() -> None:
-    assert tiny(loss="wasserstein", d_norm="layer").gradient_penalty == 10
-    assert tiny(loss="wasserstein", d_norm="layer", gradient_penalty=0.0).gradient_penalty == 0
-    assert tiny(loss="hinge").gradient_penalty == 0
+    assert tiny(loss="wasserstein", d_norm="layer").settings.wgan_gp == 10
+    assert tiny(loss="wasserstein", d_norm="layer", gradient_penalty=0.0).settings.wgan_gp == 0
+    assert tiny(loss="hinge").settings.wgan_gp == 0
 
 
 def test_same_seed_repeats_a_run_exactly_and_another_does_not(tmp_path: Path) -> None:
     first, again, other = tiny(), tiny(), tiny()
-    other.seed = 1
+    other.settings = replace(other.settings, seed=1)
     for gan in (first, again, other):
         trainer(tmp_path, max_steps=5).fit(gan, images())
     assert same(first, again)
@@ -167,7 +168,7 @@ def test_same_seed_repeats_a_run_exactly_and_another_does_not(tmp_path: Path) ->
 
 def test_dropout_in_d_is_a_function_of_seed_and_iteration(tmp_path: Path) -> None:
     first, again, other = (tiny(d_dropout=0.5) for _ in range(3))
-    other.seed = 1
+    other.settings = replace(other.settings, seed=1)
     for number, gan in enumerate((first, again, other)):
         torch.manual_seed(number)
         trainer(tmp_path, max_steps=5).fit(gan, images())
@@ -449,7 +450,7 @@ def test_validation_shows_d_held_out_images_and_fakes_as_noisy_as_in_training(tm
     def d_losses(level: float, *, swapped: bool = False) -> float:
         losses = []
         for batch, (real, _) in enumerate(held_out):
-            noise = normal((64, 1, 4, 4), gan.seed, Stream.PROBE, 32 * batch)
+            noise = normal((64, 1, 4, 4), gan.settings.seed, Stream.PROBE, 32 * batch)
             fake = gan.generate(gan.sample_latents(32 * batch, 32 * batch + 32))
             both = [fake, real] if swapped else [real, fake]
             losses.append(losses_of(gan.logits(torch.cat(both) + level * noise))[0])

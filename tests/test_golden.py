@@ -35,9 +35,9 @@ def trained(case: str, iterations: int = ITERATIONS, **changes: Any) -> dict[str
     settings = {name: value for file in ("default", recipe) for name, value in read_model(file).items()}
     seed_everything(0, verbose=False)
     gan = GAN(**{**settings, **small, **changes})
-    size = BATCH * gan.n_critic
+    size = BATCH * gan.settings.n_critic
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(256, (10 * size, *gan.image_shape), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(256, (10 * size, *gan.settings.image_shape), generator=generator, dtype=torch.uint8)
     loader = TensorLoader(pixels, torch.zeros(len(pixels), dtype=torch.long), ShardedBatches(len(pixels), size, train=True))
     trainer = Trainer(
         accelerator="cpu",

@@ -20,7 +20,7 @@ from bngan.iteration import Iteration, Observed, OptimizerUpdate
 from bngan.losses import LOSSES
 from bngan.networks import set_reference
 from bngan.norms import NORMS
-from bngan.schedules import Schedule
+from bngan.schedules import Schedule, schedule_at
 from tests.naive_gan import NaiveGAN, Recipe, Seen
 
 ITERATIONS, BATCH = 20, 8
@@ -134,8 +134,8 @@ def naively_trained(case: str, iterations: int = ITERATIONS) -> tuple[dict[str, 
     naive = NaiveGAN(gan.generator, gan.discriminator, gan.generator_ema, recipe, total=iterations)
     seen: Seen = {}
     for iteration, batch in enumerate(images):
-        torch.manual_seed(rng.key(gan.seed, rng.Stream.DROPOUT, iteration, 0))
-        seen = naive.iterate(iteration, batch, rng.generator(gan.seed, rng.Stream.ITERATION, iteration))
+        torch.manual_seed(rng.key(gan.settings.seed, rng.Stream.DROPOUT, iteration, 0))
+        seen = naive.iterate(iteration, batch, rng.generator(gan.settings.seed, rng.Stream.ITERATION, iteration))
     return weights(gan), seen
 
 
@@ -205,7 +205,9 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 
 def iteration_of(gan: GAN) -> Iteration:
     d_optimizer, g_optimizer = gan.configure_optimizers()
-    return gan.build_iteration(OptimizerUpdate(d_optimizer, gan.d_clip), OptimizerUpdate(g_optimizer, gan.g_clip))
+    return gan.build_iteration(
+        OptimizerUpdate(d_optimizer, gan.settings.d_clip), OptimizerUpdate(g_optimizer, gan.settings.g_clip)
+    )
 
 
 def run(
@@ -223,7 +225,7 @@ def run(
     program: Callable[[Tensor, Tensor], Observed] = call
     observed: Observed | None = None
     for number, batch in enumerate(images):
-        schedule = torch.tensor(gan.schedules.at(number, total=len(images)), dtype=torch.float64)
+        schedule = torch.tensor(schedule_at(gan.settings, number, total=len(images)), dtype=torch.float64)
         source.manual_seed(number)
         torch.manual_seed(number)  # of dropout
         if recorded and number == EAGER:
@@ -303,7 +305,7 @@ def test_autocast_reads_weights_anew_after_each_update() -> None:
         iteration = iteration_of(gan)
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache_enabled):
             for number, batch in enumerate(batches(BASE, 5).float()):
-                schedule = torch.tensor(gan.schedules.at(number, total=5))
+                schedule = torch.tensor(schedule_at(gan.settings, number, total=5))
                 iteration(batch, Schedule(*schedule), rng.generator(number))
         return weights(gan)
 

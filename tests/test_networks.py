@@ -1,14 +1,14 @@
 """The source's MLP pair layer by layer, the convolutional pair for every size, and both against wrong input."""
 
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bngan.batchnorm import batch_norm_layers
+from bngan.batchnorm.layers import batch_norm_layers
 from bngan.errors import UsageError
 from bngan.networks import (
     ConvDiscriminator,
@@ -21,6 +21,7 @@ from bngan.networks import (
     split_size,
 )
 from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE
+from bngan.settings import Settings
 
 SIZES = [28, 32, 48, 64, 96]
 CONVOLUTION = (nn.Conv2d, nn.ConvTranspose2d)
@@ -278,9 +279,9 @@ def test_neither_the_generators_output_nor_the_discriminators_input_is_normalize
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
-def test_spectral_norm_bounds_every_layer_of_the_discriminator(network: str) -> None:
+def test_spectral_norm_bounds_every_layer_of_the_discriminator(network: Literal["mlp", "conv"]) -> None:
     for norm, bounded in (("spectral", True), ("batch", False)):
-        _, discriminator = build_networks(network, (1, 32, 32), 10, 4, g_norm="batch", d_norm=norm, d_dropout=0.0)
+        _, discriminator = build_networks(Settings(network, (1, 32, 32), 10, 4, g_norm="batch", d_norm=norm, d_dropout=0.0))
         layers = [module for module in discriminator.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
         assert len(layers) >= 3
         assert all(is_parametrized(layer, "weight") == bounded for layer in layers)
@@ -291,12 +292,12 @@ def test_spectral_norm_bounds_every_layer_of_the_discriminator(network: str) -> 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))
 @pytest.mark.parametrize("network", ["mlp", "conv"])
-def test_networks_of_every_norm_make_and_judge_images(network: str, norm: str) -> None:
+def test_networks_of_every_norm_make_and_judge_images(network: Literal["mlp", "conv"], norm: str) -> None:
     if (network, norm) == ("mlp", "instance"):
         with pytest.raises(UsageError, match="instance norm needs pixels"):
-            build_networks(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.0)
+            build_networks(Settings(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.0))
         return
-    generator, discriminator = build_networks(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.1)
+    generator, discriminator = build_networks(Settings(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.1))
     if needs_reference(discriminator):
         set_reference(discriminator, torch.randn(VIRTUAL_REFERENCE_SIZE, 3, 32, 32))
     made = generator(torch.randn(6, 10)).view(6, 3, 32, 32)
@@ -312,15 +313,17 @@ def test_networks_of_every_norm_make_and_judge_images(network: str, norm: str) -
 
 def test_unknown_names_are_refused_with_those_that_there_are() -> None:
     with pytest.raises(UsageError, match="unknown network 'resnet'; choose from mlp, conv"):
-        build_networks("resnet", (1, 28, 28), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0)
+        build_networks(Settings("resnet"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="unknown norm 'bath'"):
-        build_networks("mlp", (1, 28, 28), 10, 4, g_norm="bath", d_norm="batch", d_dropout=0.0)
+        build_networks(Settings("mlp", (1, 28, 28), 10, 4, g_norm="bath", d_norm="batch", d_dropout=0.0))
 
 
 def test_oblong_images_are_for_fully_connected_networks_alone() -> None:
     with pytest.raises(UsageError, match="square images, not 28 x 32"):
-        build_networks("conv", (1, 28, 32), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0)
-    generator, discriminator = build_networks("mlp", (1, 28, 32), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0)
+        build_networks(Settings("conv", (1, 28, 32), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0))
+    generator, discriminator = build_networks(
+        Settings("mlp", (1, 28, 32), 10, 4, g_norm="batch", d_norm="batch", d_dropout=0.0)
+    )
     assert discriminator(generator(torch.randn(4, 10)).view(4, 1, 28, 32)).shape == (4, 1)
 
 

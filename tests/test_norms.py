@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan.batchnorm import BatchNorm, GhostBatchNorm, batch_norm_layers
+from bngan.batchnorm.layers import BatchNorm, GhostBatchNorm, batch_norm_layers
 from bngan.errors import UsageError
 from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bngan import GAN, rng
-from bngan.batchnorm import EVAL_STATISTICS, EvalStatistics
+from bngan.batchnorm.statistics import EVAL_STATISTICS, EvalStatistics
 from bngan.errors import UsageError
-from bngan.gan import Weights
 from bngan.images import slerp
-from bngan.sampler import Sampler
+from bngan.sampler import Sampler, Weights
 from tests.test_gan import images, tiny, trainer
 
 WEIGHTS: tuple[Weights, ...] = ("raw", "ema")
@@ -29,6 +28,7 @@ def assert_close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
 def trained(folder: Path, **settings: Any) -> GAN:
     gan = tiny(**{"g_lr": 0.05, "ema_decay": 0.9, **settings})
     trainer(folder, max_steps=20).fit(gan, images())
+    gan.normalized_together.fill_(16)
     return gan
 
 
@@ -39,7 +39,7 @@ def gan(tmp_path_factory: pytest.TempPathFactory) -> GAN:
 
 def drawn(gan: GAN, weights: Weights | None, statistics: EvalStatistics | None, chunk: int = 40, start: int = 3) -> Tensor:
     stop = start + 40
-    with gan.sampler(weights, statistics, batch_size=16) as sampler:
+    with gan.sampler(weights, statistics) as sampler:
         return torch.cat([sampler.samples(first, min(first + chunk, stop)) for first in range(start, stop, chunk)])
 
 
@@ -105,7 +105,7 @@ def test_samples_are_the_same_however_they_are_cut_up(gan: GAN, weights: Weights
 def test_walk_begins_at_its_first_sample_and_ends_at_its_last_where_company_does_not_matter(
     gan: GAN, statistics: EvalStatistics
 ) -> None:
-    with gan.sampler(statistics=statistics, batch_size=16) as sampler:
+    with gan.sampler(statistics=statistics) as sampler:
         walk = sampler.walk(19, 40, steps=10, seed=5)
         first, last = sampler.samples(19, 20, seed=5)[0], sampler.samples(40, 41, seed=5)[0]
     assert walk.shape == (10, 1, 4, 4)
@@ -176,5 +176,3 @@ def test_samples_are_normalized_with_as_many_as_training_normalized_together() -
             assert_close(found[:size], sampler.generate(gan.sample_latents(0, size, seed=2)))
         with gan.sampler(statistics="running") as sampler:
             assert sampler.block is None
-    with gan.sampler(statistics="batch", batch_size=16) as sampler:
-        assert sampler.block == 16

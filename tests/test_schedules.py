@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from bngan.schedules import Schedule, Schedules
+from bngan.schedules import Schedule, schedule_at
+from bngan.settings import Settings
 
 
-def schedules(**settings: Any) -> Schedules:
+def schedules(**settings: Any) -> Settings:
     constant = {
         "d_lr": 0.2,
         "g_lr": 0.1,
@@ -17,7 +18,7 @@ def schedules(**settings: Any) -> Schedules:
         "instance_noise_end": 1.0,
         "ema_decay": 0.0,
     }
-    return Schedules(**{**constant, **settings})
+    return Settings(**{**constant, **settings})
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def schedules(**settings: Any) -> Schedules:
     ],
 )
 def test_learning_rates_fall_linearly_to_0_from_their_start(decay_start: float, iteration: int, fraction: float) -> None:
-    found = schedules(lr_decay_start=decay_start).at(iteration, total=100)
+    found = schedule_at(schedules(lr_decay_start=decay_start), iteration, total=100)
     assert (found.d_lr, found.g_lr) == (pytest.approx(0.2 * fraction), pytest.approx(0.1 * fraction))
 
 
@@ -56,7 +57,7 @@ def test_learning_rates_fall_linearly_to_0_from_their_start(decay_start: float, 
     ],
 )
 def test_instance_noise_falls_linearly_to_0_at_its_end(end: float, iteration: int, fraction: float) -> None:
-    found = schedules(instance_noise=0.4, instance_noise_end=end).at(iteration, total=100)
+    found = schedule_at(schedules(instance_noise=0.4, instance_noise_end=end), iteration, total=100)
     assert found.instance_noise == pytest.approx(0.4 * fraction)
 
 
@@ -64,7 +65,7 @@ def test_instance_noise_falls_linearly_to_0_at_its_end(end: float, iteration: in
 def test_each_iteration_weighs_in_the_average_by_its_age_and_what_it_began_with_does_not(decay: float) -> None:
     average, began_with, values = 0.0, 1.0, range(1, 301)
     for iteration, value in enumerate(values):
-        weight = schedules(ema_decay=decay).at(iteration, total=math.inf).ema_weight
+        weight = schedule_at(schedules(ema_decay=decay), iteration, total=math.inf).ema_weight
         average, began_with = (1 - weight) * average + weight * value, (1 - weight) * began_with
     weights = [decay ** (300 - value) for value in values]
     assert average == pytest.approx(sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights))
@@ -74,21 +75,25 @@ def test_each_iteration_weighs_in_the_average_by_its_age_and_what_it_began_with_
 def test_no_decay_hides_behind_another() -> None:
     """A larger one spans more of any run, however short."""
     for iteration in (10, 1000, 9380, 100_000):
-        weights = [schedules(ema_decay=d).at(iteration, math.inf).ema_weight for d in (0.99, 0.999, 0.9995, 0.9999)]
+        weights = [schedule_at(schedules(ema_decay=d), iteration, math.inf).ema_weight for d in (0.99, 0.999, 0.9995, 0.9999)]
         assert weights == sorted(weights, reverse=True)
         assert len(set(weights)) == len(weights)
-    assert schedules(ema_decay=0.999).at(10**6, math.inf).ema_weight == pytest.approx(0.001)
+    assert schedule_at(schedules(ema_decay=0.999), 10**6, math.inf).ema_weight == pytest.approx(0.001)
 
 
 def test_nothing_falls_in_a_run_without_an_end() -> None:
     falling = schedules(lr_decay_start=0.0, instance_noise=0.4, instance_noise_end=0.1)
-    first, late, ended = falling.at(0, math.inf), falling.at(10**9, math.inf), falling.at(100, total=100)
+    first, late, ended = (
+        schedule_at(falling, 0, math.inf),
+        schedule_at(falling, 10**9, math.inf),
+        schedule_at(falling, 100, total=100),
+    )
     assert first == late == Schedule(d_lr=0.2, g_lr=0.1, instance_noise=0.4, ema_weight=1.0)
     assert ended == Schedule(d_lr=0.0, g_lr=0.0, instance_noise=0.0, ema_weight=1.0)
 
 
 def test_nothing_goes_below_0_where_a_run_is_longer_than_it_was_to_be() -> None:
     falling = schedules(lr_decay_start=0.5, instance_noise=0.4, ema_decay=0.9)
-    longer = falling.at(150, total=100)
-    assert longer == falling.at(100, total=100)._replace(ema_weight=longer.ema_weight)
+    longer = schedule_at(falling, 150, total=100)
+    assert longer == schedule_at(falling, 100, total=100)._replace(ema_weight=longer.ema_weight)
     assert min(longer) == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bngan.errors import UsageError
-from bngan.settings import check_batch, check_settings
+from bngan.settings import Settings, check_batch, check_settings
 from tests.test_gan import tiny
 
 
@@ -53,7 +53,7 @@ def sound() -> dict[str, Any]:
 )
 def test_settings_without_meaning_are_refused(settings: dict[str, Any], answer: str, sound: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=answer):
-        check_settings({**sound, **settings})
+        check_settings(Settings(**{**sound, **settings}))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_settings_without_meaning_are_refused(settings: dict[str, Any], answer: 
     ],
 )
 def test_settings_at_the_ends_of_their_ranges_are_taken(settings: dict[str, Any], sound: dict[str, Any]) -> None:
-    check_settings({**sound, **settings})
+    check_settings(Settings(**{**sound, **settings}))
 
 
 def answering(answer: str | None) -> AbstractContextManager[object]:

@@ -214,11 +214,6 @@ def is_synchronized(layer: BatchNorm) -> bool:
     return isinstance(layer, ReferenceBatchNorm) and layer.synchronized
 
 
-def ghost_groups(module: nn.Module) -> int:
-    """Return into how many groups the module's ghost norms cut a batch, 1 where there are none."""
-    return max((layer.groups for layer in module.modules() if isinstance(layer, GhostBatchNorm)), default=1)
-
-
 def running_statistics(layer: BatchNorm) -> tuple[Tensor, Tensor]:
     """Return the layer's own buffers, running mean and running variance, both (C,)."""
     assert layer.running_mean is not None

@@ -1,7 +1,7 @@
 """Which statistics normalize, and where they come from: frozen, recorded, precise, and those of evaluation."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -70,12 +70,10 @@ def recorded_statistics(module: nn.Module) -> Iterator[dict[str, list[BatchStati
         if layer.training:
             seen[name].extend(_look(layer, inputs[0].detach()))
 
-    handles = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in batch_norm_layers(module)]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in batch_norm_layers(module):
+            hooks.enter_context(layer.register_forward_pre_hook(partial(record, name)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _look(layer: BatchNorm, z: Tensor) -> Iterator[BatchStatistics]:

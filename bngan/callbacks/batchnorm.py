@@ -9,21 +9,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from bngan.batching import BATCHINGS
-from bngan.batchnorm import (
-    BatchNorm,
-    BatchStatistics,
-    batch_dependence,
-    batch_norm_layers,
-    evaluation_statistics,
-    kl_floor,
-    kl_to_running,
-    recorded_statistics,
-    running_statistics,
-    shift_blindness,
-)
+from bngan.batchnorm.diagnostics import batch_dependence, kl_floor, kl_to_running, shift_blindness
+from bngan.batchnorm.layers import BatchNorm, batch_norm_layers, running_statistics
+from bngan.batchnorm.statistics import BatchStatistics, evaluation_statistics, recorded_statistics
 from bngan.data import ImageDataModule
 from bngan.distributed import mean_over_ranks, print0
-from bngan.errors import UsageError
+from bngan.errors import check_at_least
 from bngan.gan import GAN
 from bngan.images import to_minus1_1
 
@@ -53,8 +44,7 @@ class BatchNormStatistics(Callback):
     """
 
     def __init__(self, every_n_iterations: int = 200, histograms: bool = True) -> None:
-        if every_n_iterations < 1:
-            raise UsageError(f"batchnorm.every_n_iterations must be at least 1, got {every_n_iterations}")
+        check_at_least(1, "batchnorm.", every_n_iterations=every_n_iterations)
         self.every_n_iterations = every_n_iterations
         self.histograms = histograms
         self._recording = ExitStack()
@@ -76,7 +66,7 @@ class BatchNormStatistics(Callback):
                 batches = seen[name]
                 if name.startswith("discriminator."):
                     # In G's update D meets the images of its own last one again, which are in its statistics by then.
-                    batches = batches[: len(batches) * gan.n_critic // (gan.n_critic + 1)]
+                    batches = batches[: len(batches) * gan.settings.n_critic // (gan.settings.n_critic + 1)]
                 self._write(_writers(trainer), f"bn/{name}", layer, batches, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, gan: GAN, exception: BaseException) -> None:
@@ -119,7 +109,7 @@ class BatchNormStatistics(Callback):
                     )
                 for tag, value in values.items():
                     gan.log(f"{tag}/{batching}", value, batch_size=1)
-                    if batching == gan.batching:
+                    if batching == gan.settings.batching:
                         gan.log(tag, value, batch_size=1)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from bngan.data import ImageDataModule
-from bngan.errors import UsageError
+from bngan.errors import check_at_least
 from bngan.gan import GAN
 from bngan.images import grid, save_png, to_minus1_1
 from bngan.trainer import run_folder
@@ -31,13 +31,7 @@ class SampleImages(Callback):
     """
 
     def __init__(self, every_n_iterations: int = 1000, num_samples: int = 64, walk_steps: int = 10, seed: int = 0) -> None:
-        for name, value in (
-            ("every_n_iterations", every_n_iterations),
-            ("num_samples", num_samples),
-            ("walk_steps", walk_steps),
-        ):
-            if value < 1:
-                raise UsageError(f"images.{name} must be at least 1, got {value}")
+        check_at_least(1, "images.", every_n_iterations=every_n_iterations, num_samples=num_samples, walk_steps=walk_steps)
         self.every_n_iterations = every_n_iterations
         self.num_samples, self.walk_steps, self.seed = num_samples, walk_steps, seed
         self._drawn_at = -1  # iteration

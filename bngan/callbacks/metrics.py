@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from bngan.batchnorm import EVAL_STATISTICS, EvalStatistics
+from bngan.batchnorm.statistics import EVAL_STATISTICS, EvalStatistics
 from bngan.callbacks.references import (
     Entry,
     References,
@@ -27,11 +27,12 @@ from bngan.callbacks.references import (
 )
 from bngan.data import ImageDataModule
 from bngan.distributed import print0
-from bngan.errors import UsageError
-from bngan.gan import GAN, Weights
+from bngan.errors import UsageError, check_at_least
+from bngan.gan import GAN
 from bngan.images import to_minus1_1, to_uint8
 from bngan.metrics.features import load_feature_net
 from bngan.metrics.sample_metrics import SampleMetrics
+from bngan.sampler import Weights
 from bngan.trainer import run_folder, stop_if_asked
 
 DIGIT_SHAPE = (1, 28, 28)
@@ -71,8 +72,8 @@ class MeasureSamples(Callback):
         seed: int = 0,
         mode_threshold: float = 0.05,
     ) -> None:
-        if num_samples < 0 or chunk < 1:
-            raise UsageError(f"metrics.num_samples must be at least 0 and chunk at least 1, got {num_samples} and {chunk}")
+        check_at_least(0, "metrics.", num_samples=num_samples)
+        check_at_least(1, "metrics.", chunk=chunk)
         if not 0 < mode_threshold <= 1:
             raise UsageError(f"metrics.mode_threshold must be above 0 and at most 1, got {mode_threshold}")
         self.num_samples, self.feature, self.chunk, self.seed = num_samples, feature, chunk, seed
@@ -104,7 +105,7 @@ class MeasureSamples(Callback):
         if self.num_samples == 0 or stage == "predict":
             return
         data = _image_data(trainer)
-        if self.feature == "digits" and (data.data_name not in DIGIT_SETS or gan.image_shape != DIGIT_SHAPE):
+        if self.feature == "digits" and (data.data_name not in DIGIT_SETS or gan.settings.image_shape != DIGIT_SHAPE):
             print0(
                 "Samples are not measured: the digit net knows 28 x 28 grey digits only; for other images give "
                 "--metrics.feature inception, or a network of your own."
@@ -129,7 +130,7 @@ class MeasureSamples(Callback):
     def _load_metric(self, gan: GAN, device: torch.device) -> SampleMetrics:
         with torch.random.fork_rng(devices=[]):  # building a network draws numbers, which must not change training
             net = load_feature_net(self.feature)
-        return SampleMetrics(net, gan.image_shape, device, self.mode_threshold)
+        return SampleMetrics(net, gan.settings.image_shape, device, self.mode_threshold)
 
     def _choose_count(self, comparable: int, enough: int) -> int:
         """Return how many images each set has, given how many there are and from how many on FID says something."""

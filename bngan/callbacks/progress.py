@@ -106,7 +106,9 @@ class RunProgress(ProgressBar):
         self._shown, done = now, trainer.global_step
         total = None if math.isinf(gan.total_iterations) else int(gan.total_iterations)
         self._measure_rate(now)
-        text = "  ".join([*_losses(gan), f"{self._rate:,.0f} images/s", *self._metrics(trainer)])
+        seen = gan.observed  # reading it is a CPU-GPU sync point
+        losses = [] if seen is None else [f"D {float(seen.d_loss):.3f}", f"G {float(seen.g_loss):.3f}"]
+        text = "  ".join([*losses, f"{self._rate:,.0f} images/s", *self._metrics(trainer)])
         if self._bar is not None:
             self._bar.update(self._task, description=f"{done}/{total or '?'}", completed=done, total=total, text=text)
             return
@@ -132,10 +134,3 @@ class RunProgress(ProgressBar):
         if "val/modes_covered" in values:
             parts.append(f"modes {values['val/modes_covered']:.0f}")
         return parts
-
-
-def _losses(gan: GAN) -> list[str]:
-    observed = gan.observed
-    if observed is None:
-        return []
-    return [f"D {float(observed.d_loss):.3f}", f"G {float(observed.g_loss):.3f}"]  # a CPU-GPU sync point

@@ -5,7 +5,6 @@ These values depend on the data and the feature net alone, so they are worked ou
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -15,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from bngan.data import ImageDataModule
+from bngan.files import write_whole
 
 # Raised when the same key would stand for other numbers.
 FLOORS_VERSION = 2
@@ -109,10 +109,7 @@ def read_cache(path: Path) -> dict[str, Entry]:
 
 def write_cache(path: Path, content: dict[str, Entry]) -> None:
     """Write the file, so that a reader finds it whole; print it if that is not possible."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(path)
+        write_whole(path, f"{json.dumps(content, indent=2)}\n".encode())
     except OSError as error:
         print(f"{path} cannot be written ({error.strerror}), so the next run works the floors out again.", flush=True)

@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bngan import distributed
 from bngan.checkpoint import upgrade
-from bngan.errors import NonFiniteLoss, UsageError
+from bngan.errors import NonFiniteLoss, UsageError, check_at_least
+from bngan.files import write_whole
 from bngan.gan import GAN
 from bngan.trainer import run_folder
 
@@ -64,8 +65,7 @@ class CheckpointSaver(Checkpoint):
     ) -> None:
         if mode not in ("min", "max"):
             raise UsageError(f"checkpoint.mode must be min or max, got {mode!r}")
-        if every_n_iterations is not None and every_n_iterations < 1:
-            raise UsageError(f"checkpoint.every_n_iterations must be at least 1, got {every_n_iterations}")
+        check_at_least(1, "checkpoint.", every_n_iterations=every_n_iterations)
         if every_minutes is not None and not 0 < every_minutes < math.inf:
             raise UsageError(f"checkpoint.every_minutes must be above 0, got {every_minutes}")
         if keep_all and every_n_iterations is None:
@@ -278,20 +278,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: if there is no room or no right to; what was there before is then as it was.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         for left_over in target.parent.glob(f".{target.name}.*"):  # by a process that was killed while it wrote
             left_over.unlink(missing_ok=True)
         content = io.BytesIO()  # torch does not tell a full disk from a defect when it writes there itself
         torch.save(checkpoint, content)
         try:
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            write_whole(target, content.getbuffer())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             reason = f"{target} could not be written ({error.strerror}); the checkpoint before it is unharmed"
             raise OSError(error.errno, reason) from error
         folder = os.open(target.parent, os.O_RDONLY)

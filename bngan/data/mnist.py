@@ -2,11 +2,10 @@
 
 import hashlib
 import lzma
-import os
-import tempfile
 from pathlib import Path
 
 from bngan.errors import UsageError
+from bngan.files import write_whole
 
 PACKAGED = Path(__file__).parent / "mnist"
 
@@ -34,8 +33,7 @@ def lay_out(root: Path) -> None:
             if (raw / name).exists():
                 _verify(raw / name, md5)
             else:
-                raw.mkdir(parents=True, exist_ok=True)
-                _write_atomically(raw / name, _unpack(PACKAGED / f"{name}.xz", md5))
+                write_whole(raw / name, _unpack(PACKAGED / f"{name}.xz", md5))
     except OSError as error:
         remedy = "make room and allow it, or give another folder by --data.root"
         raise UsageError(f"{raw} cannot be written ({error.strerror}); {remedy}") from error
@@ -60,15 +58,3 @@ def _unpack(packaged: Path, md5: str) -> bytes:
 
 def _md5(content: bytes = b"") -> "hashlib._Hash":
     return hashlib.md5(content, usedforsecurity=False)
-
-
-def _write_atomically(target: Path, content: bytes) -> None:
-    descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(partial, target)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

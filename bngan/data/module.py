@@ -14,7 +14,7 @@ from bngan import distributed
 from bngan.data.datasets import CHUNK, DATASETS, Labelled
 from bngan.data.folder import PicturesPart, divide
 from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader
-from bngan.errors import UsageError
+from bngan.errors import UsageError, check_at_least
 from bngan.images import to_minus1_1
 from bngan.rng import generator
 
@@ -69,17 +69,11 @@ class ImageDataModule(LightningDataModule):
             raise UsageError(f"unknown data set {name!r}; choose from {', '.join([*DATASETS, 'folder'])}")
         if (name == "folder") != (folder is not None):
             raise UsageError("--data.name folder and --data.folder PATH belong together: give both or neither")
-        for setting, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("predict_samples", predict_samples, 1),
-            ("n_critic", n_critic, 1),
-            ("num_workers", num_workers, 0),
-            ("in_memory_gb", in_memory_gb, 0),
-            ("image_size", image_size, 4),
-        ):
-            if value is not None and not value >= least:  # so NaN is refused too
-                raise UsageError(f"{setting} must be at least {least}, got {value}")
+        check_at_least(
+            1, batch_size=batch_size, eval_batch_size=eval_batch_size, predict_samples=predict_samples, n_critic=n_critic
+        )
+        check_at_least(0, num_workers=num_workers, in_memory_gb=in_memory_gb)
+        check_at_least(4, image_size=image_size)
         if channels not in (None, 1, 3):
             raise UsageError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
         self.data_name, self.root = name, Path(root)

@@ -9,17 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bngan.batching import BATCHINGS, Batching, discriminate
-from bngan.batchnorm import (
-    BatchStatistics,
-    ReferenceBatchNorm,
-    batch_dependence,
-    batch_statistics,
-    evaluation_statistics,
-    kl_floor,
-    kl_to_running,
-    recorded_statistics,
-    shift_blindness,
-)
+from bngan.batchnorm.diagnostics import batch_dependence, kl_floor, kl_to_running, shift_blindness
+from bngan.batchnorm.layers import ReferenceBatchNorm, batch_statistics
+from bngan.batchnorm.statistics import BatchStatistics, evaluation_statistics, recorded_statistics
 from bngan.networks import Discriminator
 
 CHANNELS = 5

@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from bngan.batching import discriminate
-from bngan.batchnorm import (
+from bngan.batchnorm.layers import (
     BatchNorm,
     GhostBatchNorm,
     ReferenceBatchNorm,

@@ -7,19 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan.batchnorm import (
-    EVAL_STATISTICS,
-    EvalStatistics,
+from bngan.batchnorm.layers import (
     GhostBatchNorm,
     ReferenceBatchNorm,
     batch_norm_layers,
     batch_statistics,
+    running_statistics,
+    synchronize,
+)
+from bngan.batchnorm.statistics import (
+    EVAL_STATISTICS,
+    EvalStatistics,
     evaluation_statistics,
     frozen_statistics,
     recorded_statistics,
-    running_statistics,
     set_precise_statistics,
-    synchronize,
 )
 
 CHANNELS = 5

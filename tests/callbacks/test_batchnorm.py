@@ -17,7 +17,7 @@ from torch.distributions import Normal, kl_divergence
 
 from bngan import GAN
 from bngan.batching import BATCHINGS, Batching
-from bngan.batchnorm import BatchNorm, running_statistics
+from bngan.batchnorm.layers import BatchNorm, running_statistics
 from bngan.callbacks import BatchNormStatistics
 from bngan.cli import main
 from bngan.data import ImageDataModule
@@ -107,10 +107,10 @@ def test_values_are_those_of_the_layers_after_the_iteration_but_kl_is_to_those_b
         logged = [event.value for event in events.Scalars(f"bn/{name}/kl_to_running")]
         kl = recorded.kl[name]
         if name.startswith("discriminator."):  # the last passes are those of G's update, whose images D's statistics have
-            updates = gan.n_critic / (gan.n_critic + 1)
+            updates = gan.settings.n_critic / (gan.settings.n_critic + 1)
             kl, again = kl[: round(len(kl) * updates)], kl[round(len(kl) * updates) :]
             assert logged[-1] != pytest.approx(sum(kl + again) / len(kl + again), rel=1e-2)
-            assert len(again) == (1 if gan.batching == "joint" else 2)
+            assert len(again) == (1 if gan.settings.batching == "joint" else 2)
         assert logged[-1] == pytest.approx(sum(kl) / len(kl), rel=1e-4)
         assert logged[0] != pytest.approx(logged[-1], rel=1e-3)
         assert len(kl) == (1 if not settings else 2 if name.startswith("generator.") else 4)

@@ -10,12 +10,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan import GAN
-from bngan.batchnorm import EvalStatistics
+from bngan.batchnorm.statistics import EvalStatistics
 from bngan.callbacks import SampleImages
 from bngan.data import ImageDataModule
 from bngan.errors import UsageError
-from bngan.gan import Weights
 from bngan.images import grid, save_png, to_minus1_1
+from bngan.sampler import Weights
 from tests.test_gan import images, tiny, trainer
 
 

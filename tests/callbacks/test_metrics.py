@@ -199,14 +199,11 @@ def test_floors_that_cannot_be_kept_are_told_in_a_line_and_stop_nothing(
     trained: Trained, own_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_root / "floors.json").unlink(missing_ok=True)
-    write = Path.write_text
 
-    def refuse(path: Path, text: str) -> int:
-        if path.name.startswith("floors.json"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return write(path, text)
+    def refuse(path: Path, content: bytes) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr("bngan.callbacks.references.write_whole", refuse)
     report, output = measured("test", trained, own_root, tmp_path / "runs")
     assert "floors.json cannot be written (Permission denied)" in output
     assert not (own_root / "floors.json").exists()
@@ -398,8 +395,8 @@ def test_data_that_is_not_bngans_cannot_be_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"num_samples": -1}, "num_samples must be at least 0 and chunk at least 1"),
-        ({"chunk": 0}, "num_samples must be at least 0 and chunk at least 1"),
+        ({"num_samples": -1}, "metrics.num_samples must be at least 0, got -1"),
+        ({"chunk": 0}, "metrics.chunk must be at least 1, got 0"),
         ({"mode_threshold": 0.0}, "mode_threshold must be above 0 and at most 1, got 0"),
         ({"mode_threshold": 1.1}, "mode_threshold must be above 0 and at most 1, got 1.1"),
         ({"mode_threshold": math.nan}, "mode_threshold must be above 0 and at most 1, got nan"),

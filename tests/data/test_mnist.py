@@ -102,11 +102,11 @@ def test_a_file_appears_whole_or_not_at_all(small: Path, tmp_path: Path, monkeyp
 
 
 def test_a_full_disk_leaves_no_partial_file(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, mode: int) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fchmod", full)  # called after the content is written
+        patched.setattr(os, "fsync", full)  # called after the content is written
         with pytest.raises(UsageError, match=r"root/MNIST/raw cannot be written \(No space left on device\); make room"):
             mnist.lay_out(tmp_path / "root")
     assert contents(tmp_path / "root") == {}

@@ -20,7 +20,8 @@ from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
 from bngan import GAN, distributed
-from bngan.batchnorm import kl_to_running, recorded_statistics
+from bngan.batchnorm.diagnostics import kl_to_running
+from bngan.batchnorm.statistics import recorded_statistics
 from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.trainer import Trainer
 from tests.conftest import REPOSITORY
@@ -62,8 +63,10 @@ def fit(
     synchronized: bool,
 ) -> None:
     """Train on random images for so many steps, in this process and those that it starts."""
-    size = batch * gan.n_critic
-    pixels = torch.randint(256, (size * 8, *gan.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    size = batch * gan.settings.n_critic
+    pixels = torch.randint(
+        256, (size * 8, *gan.settings.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan.batchnorm import ReferenceBatchNorm, VirtualBatchNorm
+from bngan.batchnorm.layers import ReferenceBatchNorm, VirtualBatchNorm
 from bngan.cli import main
 from tests.conftest import only_run
 from tests.integration.ranks import launch

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from bngan import GAN
-from bngan.batchnorm import EVAL_STATISTICS
+from bngan.batchnorm.statistics import EVAL_STATISTICS
 from bngan.checkpoint import load_gan
 from bngan.cli import main
-from bngan.gan import Weights
 from bngan.images import to_uint8
+from bngan.sampler import Weights
 from tests.conftest import Command, only_run
 from tests.test_gan import images, tiny, trainer
 
