@@ -34,6 +34,7 @@ from bngan.checkpoint import (
 from bngan.data import ImageDataModule
 from bngan.distributed import print0
 from bngan.errors import UsageError
+from bngan.files import write_whole
 from bngan.gan import GAN
 from bngan.messages import explain, filter_warnings
 from bngan.recipes import (
@@ -328,9 +329,8 @@ class RunRecord(SaveConfigCallback):
 
     def save_config(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml, and add this start to run.json."""
-        whole = self.start.folder / "config.yaml.new"  # put in its place at once, as a kill would leave half of it
-        self.parser.save(self.config, str(whole), skip_none=False, overwrite=True, multifile=False)
-        whole.replace(self.start.folder / "config.yaml")
+        settings = self.parser.dump(self.config, skip_none=False, format="yaml")
+        write_whole(self.start.folder / "config.yaml", settings.encode())
         run.record(self.start, trainer.strategy.root_device, trainer.world_size)
 
 

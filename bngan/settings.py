@@ -88,6 +88,10 @@ class Settings:
     tf32: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        # A file of settings and a checkpoint may have a list.
+        object.__setattr__(self, "image_shape", tuple(self.image_shape))
+
     @property
     def wgan_gp(self) -> float:
         """Weight of WGAN-GP's penalty, where none is given the loss's own."""

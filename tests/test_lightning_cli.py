@@ -1,6 +1,7 @@
 """Settings in layers, and a run that goes on: in its folder, with its settings, and with what is given now."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bngan.cli import main
@@ -107,18 +107,18 @@ def test_start_that_is_cut_off_while_it_writes_the_settings_leaves_those_before(
 ) -> None:
     before = (run / "config.yaml").read_text()
 
-    def cut_off(parser: LightningArgumentParser, settings: object, path: str, **_: object) -> None:
-        Path(path).write_text(before[:40])
+    def cut_off(descriptor: int) -> None:
+        os.ftruncate(descriptor, 40)
         raise KeyError("cut off")
 
     with monkeypatch.context() as broken:
-        broken.setattr(LightningArgumentParser, "save", cut_off)
+        broken.setattr(os, "fsync", cut_off)
         assert go_on("--ckpt_path=auto", "--run=first") == 1
     assert (run / "config.yaml").read_text() == before
     assert go_on("--ckpt_path=auto", "--run=first") == 0
     assert iteration_of(run) == 6
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
-    assert not list(run.glob("*.new"))
+    assert not list(run.glob(".config*"))
 
 
 def test_auto_goes_on_with_the_run_that_is_named_or_begins_it(run: Path) -> None:
