@@ -31,11 +31,16 @@ def distance(a: Tensor, b: Tensor) -> float:
 # By itself ------------------------------------------------------------------------------------------------------------
 
 
-def normalized() -> nn.Sequential:
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, eps=1e-5, momentum=0.1)).double()
+def drawn(*layers: nn.Module) -> nn.Sequential:
+    """Return a network of these layers whose weights are all random."""
+    net = nn.Sequential(*layers).double()
     for parameter in net.parameters():
         nn.init.normal_(parameter)
     return net
+
+
+def normalized() -> nn.Sequential:
+    return drawn(nn.Linear(3, 4), nn.BatchNorm1d(4, eps=1e-5, momentum=0.1))
 
 
 @pytest.mark.parametrize("buffers", EMA_BUFFERS)
@@ -81,10 +86,7 @@ def test_network_of_another_structure_is_refused() -> None:
 def bounded() -> nn.Sequential:
     """A linear, a convolutional and a transposed convolutional layer under spectral norm."""
     layers = (nn.Linear(9, 7), nn.Conv2d(3, 5, kernel_size=3), nn.ConvTranspose2d(5, 3, kernel_size=4))
-    net = nn.Sequential(*(spectral_norm(layer) for layer in layers)).double()
-    for parameter in net.parameters():
-        nn.init.normal_(parameter)
-    return net
+    return drawn(*(spectral_norm(layer) for layer in layers))
 
 
 @pytest.mark.parametrize("buffers", EMA_BUFFERS)

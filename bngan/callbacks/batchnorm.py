@@ -97,11 +97,9 @@ class BatchNormStatistics(Callback):
             return gan.draw_instance_noise(batch_size, 1, batch)
 
         with evaluation_statistics(gan, "batch"):
+            batches = [(real, fakes(batch), noise(batch)) for batch, real in enumerate(real_images.split(batch_size))]
             for batching in BATCHINGS:
-                blindness = [
-                    shift_blindness(gan.logits, real, fakes(batch), batching, noise(batch))
-                    for batch, real in enumerate(real_images.split(batch_size))
-                ]
+                blindness = [shift_blindness(gan.logits, real, fake, batching, added) for real, fake, added in batches]
                 values = {"bn/d_shift_blindness": torch.stack(blindness).mean()}
                 if coupled:  # else it is 0
                     values["bn/d_batch_dependence"] = batch_dependence(

@@ -28,6 +28,7 @@ from bngan.callbacks.references import (
 from bngan.data import ImageDataModule
 from bngan.distributed import print0
 from bngan.errors import UsageError, check_at_least
+from bngan.files import write_whole
 from bngan.gan import GAN
 from bngan.images import to_minus1_1, to_uint8
 from bngan.metrics.features import load_feature_net
@@ -293,7 +294,7 @@ class MeasureSamples(Callback):
     def _write(self, name: str, report: dict[str, Any]) -> None:
         if self._run_folder is not None:
             content = {"iteration": self._iteration, "num_samples": self._count, **report}
-            (self._run_folder / name).write_text(json.dumps(content, indent=2) + "\n")
+            write_whole(self._run_folder / name, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def _image_data(trainer: Trainer) -> ImageDataModule:
