@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bngan.data.module import ImageDataModule
     from bngan.gan import GAN
+    from bngan.hub import load
     from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
 
 __version__ = "0.2.0"
 
-__all__ = ["GAN", "ConvDiscriminator", "ConvGenerator", "Discriminator", "Generator", "ImageDataModule"]
+__all__ = ["GAN", "ConvDiscriminator", "ConvGenerator", "Discriminator", "Generator", "ImageDataModule", "load"]
 
 _HOMES = {
     "GAN": "bngan.gan",
@@ -19,6 +20,7 @@ _HOMES = {
     "Discriminator": "bngan.networks",
     "ConvGenerator": "bngan.networks",
     "ConvDiscriminator": "bngan.networks",
+    "load": "bngan.hub",
 }
 
 

@@ -5,19 +5,17 @@ What a command does not need is not imported: help is instant, and only training
 
 import argparse
 import errno
+import io
 import os
 import re
-import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from bngan import __version__
 from bngan.errors import NonFiniteLoss, UsageError, check_at_least
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from bngan.files import expand_home
 
 TRAINER_COMMANDS = {
     "fit": "train; with no further words, the batch-normalized GAN on MNIST",
@@ -30,13 +28,49 @@ OWN_COMMANDS = {
     "doctor": "say what is wrong with a run, a checkpoint or a recipe, and what to do",
 }
 SHOW_TRACEBACK = "BNGAN_TRACEBACK"
-LOST_CONTACT = "closed by peer|reset by peer|Broken pipe|caused pair closure|Connection refused|Timed out waiting"
-PROCESSOR_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no error of its own for it
-CHUNK = 500  # samples drawn at a time
+# What goes wrong on a machine, as torch tells it: the status, words of "Type: message", and what is answered.
+MACHINE_ERRORS: tuple[tuple[int, str, str], ...] = (
+    (2, r"bngan\.errors\.\w+: (.*)", r"\1"),  # told by a process that this one has forked
+    (
+        2,
+        r"DataLoader worker \(pid",
+        "a process that reads pictures was killed, mostly by full memory; lower --data.num_workers",
+    ),
+    (2, r"shared memory|unable to mmap", "shared memory (/dev/shm) is full; lower --data.num_workers, down to 0"),
+    (
+        2,
+        "MemoryError|t allocate memory|out of memory|bad_alloc|ALLOC_FAILED|Storage size calculation overflowed",
+        "memory is full; try a smaller --data.batch_size or --model.hidden_dim, or --metrics.chunk if it was measuring",
+    ),
+    (2, r"port: (\d+).*EADDRINUSE", r"port \1 is taken on this machine; set MASTER_PORT to a free port, or unset it"),
+    (
+        1,
+        r"waiting for clients|socket has timed out|failed to connect",
+        "not all processes of the run came; does the command run on every machine, with the same MASTER_ADDR and MASTER_PORT?",
+    ),
+    (
+        1,
+        r"closed by peer|reset by peer|Broken pipe|caused pair closure|Connection refused|Timed out waiting|Dist\w+Error|"
+        "ProcessExitedException",
+        r"this process ends, because another one of the run is gone (\g<0>)",
+    ),
+)
+NO_ACCESS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
+NO_ROOM_FOR_PROCESSES = ("EMFILE", "ENFILE", "EAGAIN", "ENOMEM")
+CHECKPOINT = (
+    "a checkpoint, a run's folder (its best), or last, the newest run",
+    "go on from a checkpoint, from a run's folder (its newest), or from last, the newest run, of --name if that is given",
+)
 
 
 def entry_point() -> None:
     """Run the command in sys.argv and exit with its status."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed before this began
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone shows what it can
     sys.exit(main(sys.argv[1:]))
 
 
@@ -55,7 +89,7 @@ def main(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:  # as of `bngan fit --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
-        return 128 + signal.SIGPIPE
+        return 128 + 13  # that of SIGPIPE, which Windows does not have
     except Exception as error:
         status, line = _answer(error)
         if line is None or os.environ.get(SHOW_TRACEBACK):
@@ -69,23 +103,22 @@ def main(arguments: list[str]) -> int:
 
 def _answer(error: Exception) -> tuple[int, str | None]:
     """Return the status for an error and what to say of it, or None where its traceback says more."""
-    names = {kind.__name__ for kind in type(error).__mro__}  # to look for torch's errors without importing torch
     if isinstance(error, UsageError | NonFiniteLoss):
         return 2, " ".join(str(error).split())
-    full = isinstance(error, RuntimeError) and PROCESSOR_MEMORY in str(error)
-    if full or isinstance(error, MemoryError) or "OutOfMemoryError" in names:
-        return (
-            2,
-            "memory is full; try a smaller --data.batch_size or --model.hidden_dim, or --metrics.chunk if it was measuring",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return 2, error.strerror or str(error)
     if (status := getattr(error, "exit_code", 0)) in (129, 130, 143):  # of ranks that this process has forked: asked to stop
         return status, ""
-    lost = re.search(LOST_CONTACT, str(error)) if isinstance(error, RuntimeError) else None
-    if lost or names & {"DistBackendError", "DistNetworkError", "DistStoreError", "ProcessExitedException"}:
-        reason = lost[0] if lost else type(error).__name__
-        return 1, f"this process ends, because another one of the run is gone ({reason})"
+    if isinstance(error, OSError):
+        kind, reason = errno.errorcode.get(error.errno or 0), error.strerror or str(error)
+        if kind in NO_ROOM_FOR_PROCESSES:
+            return 2, f"{reason}; lower --data.num_workers, down to 0"
+        return (2, f"{error.filename}: {reason}" if error.filename else reason) if kind in NO_ACCESS else (1, None)
+    forked = any(kind.__name__ == "ProcessException" for kind in type(error).__mro__)  # torch's, which is not imported here
+    if forked or isinstance(error, RuntimeError | MemoryError):
+        kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+        text = f"{kinds}: {' '.join(str(error).rpartition('  File ')[2].split())}"
+        for status, pattern, line in MACHINE_ERRORS:
+            if match := re.search(pattern, text):
+                return status, match.expand(line)
     return 1, None
 
 
@@ -120,7 +153,7 @@ def _overview() -> str:
             "",
             "  bngan fit --help       all settings, with their defaults",
             "  bngan fit --help.all   the same with their types",
-            "  tensorboard --logdir runs",
+            "  tensorboard --logdir runs --samples_per_plugin images=1000",
         ]
     )
 
@@ -132,7 +165,7 @@ def _help(command: str) -> str:
     options = {
         "--config FILE": f"settings from a YAML file, or a recipe: {recipes}; several are laid one over the other",
         "--GROUP.NAME VALUE": "one setting of those below, such as --model.g_lr 0.001",
-        "--ckpt_path PATH": "a checkpoint, a run's folder, or last, the newest run of that name: go on from it, or measure it",
+        "--ckpt_path PATH": CHECKPOINT[command == "fit"],
         "--override": "let settings differ from the run's that decide its result",
         "--print_config": "print the settings and stop",
     }
@@ -153,10 +186,12 @@ class _Parser(argparse.ArgumentParser):
 def _run_lightning(command: str, arguments: list[str]) -> None:
     """Do what fit, validate, test or predict is asked for; what is about the run, and no setting, is taken out first."""
     from bngan.recipes import GROUPS, find_config, read_config
+    from bngan.rendezvous import check_environment
 
+    check_environment()
     parser = _Parser(prog=f"bngan {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", nargs="?", default=[], dest="configs")
-    parser.add_argument("--ckpt_path")
+    parser.add_argument("--ckpt_path", nargs="+")
     parser.add_argument("--override", action="store_true")
     parser.add_argument("--print_config", action="store_true")
     parser.set_defaults(run=None)
@@ -169,11 +204,16 @@ def _run_lightning(command: str, arguments: list[str]) -> None:
         raise UsageError(
             f"--{whole[0]} is not taken as a whole; give settings one by one, --{whole[0]}.NAME VALUE, or --config FILE"
         )
+    if settings and not settings[0].startswith("-"):
+        raise UsageError(f"{settings[0]} stands by itself; give a checkpoint by --ckpt_path, a setting by --GROUP.NAME VALUE")
     options.configs = [find_config(name) for name in options.configs]
     for path in options.configs:
         read_config(path)
     from bngan.lightning_cli import run_command
+    from bngan.run import only_one
 
+    if options.ckpt_path is not None:
+        options.ckpt_path = only_one(options.ckpt_path)
     run_command(command, options, settings)
 
 
@@ -181,16 +221,16 @@ def _sample(arguments: list[str]) -> None:
     parser = _Parser(
         prog="bngan sample", description="Draw images from a checkpoint, without any data set.", allow_abbrev=False
     )
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("checkpoint", nargs="+", help=CHECKPOINT[0])
     parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
     parser.add_argument(
         "--output",
-        type=Path,
-        default=Path("samples.png"),
-        help=".png: a grid; .npz: uint8 N x C x H x W; else a folder of pictures (default samples.png)",
+        default="samples.png",
+        help=".png, .jpg or what else Pillow writes: a grid; .npy or .npz: uint8 N x C x H x W; without a suffix, or with / at "
+        "its end: a folder of pictures (default samples.png)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, gpu, cuda:1, ... (default cpu)")
     parser.add_argument("--weights", choices=("raw", "ema"), help="G's weights or their moving average (default: ema, if kept)")
     parser.add_argument(
         "--statistics",
@@ -199,62 +239,37 @@ def _sample(arguments: list[str]) -> None:
     )
     args = parser.parse_args(arguments)
     check_at_least(1, "--", num=args.num)
-    images = _draw(args)
-    try:
-        _write(images, args.output)
-    except OSError as error:
-        raise UsageError(f"cannot write to {args.output}: {error.strerror}; choose another --output") from error
-    print(f"{args.num} images written to {args.output}")
-
-
-def _draw(args: argparse.Namespace) -> "Tensor":
-    """Return samples (num, C, H, W) in [-1, 1], on the CPU."""
-    import torch
-    from rich.progress import track
-
     from bngan.checkpoint import load_gan
+    from bngan.hub import TrainedGenerator, find_device
+    from bngan.images import check_grid, output_kind, write_images
+    from bngan.run import checkpoint_of, only_one
 
-    gan = load_gan(args.checkpoint)
+    device, output = find_device(args.device), expand_home(args.output)
+    kind = output_kind(output)
+    checkpoint = checkpoint_of(only_one(args.checkpoint))
+    generator = TrainedGenerator(load_gan(checkpoint).to(device), args.weights, args.statistics)
+    if kind == "grid":
+        check_grid(args.num, generator.gan.settings.image_shape)
+    images = generator.sample(args.num, args.seed, progress=True)
     try:
-        gan = gan.to(torch.device(args.device))
-    except (RuntimeError, AssertionError) as error:  # as torch says of a device that it does not know or find
-        raise UsageError(f"--device {args.device} is none that torch can use here; leave it out, which means cpu") from error
-    starts = range(0, args.num, CHUNK)
-    with gan.sampler(args.weights, args.statistics) as sampler:
-        chunks = [
-            sampler.samples(start, min(start + CHUNK, args.num), args.seed).cpu()
-            for start in track(starts, description="sampling", disable=len(starts) < 20)
-        ]
-    return torch.cat(chunks)
-
-
-def _write(images: "Tensor", output: Path) -> None:
-    """Write images (N, C, H, W) in [-1, 1] as what the path says."""
-    import numpy as np
-
-    from bngan.images import grid, save_png, to_uint8
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".png":
-        save_png(grid(images), output)
-    elif output.suffix == ".npz":
-        np.savez_compressed(output, images=to_uint8(images).numpy())
-    else:
-        output.mkdir(exist_ok=True)
-        for number, image in enumerate(images):
-            save_png(image, output / f"{number:06d}.png")
+        write_images(images, Path(output), kind)
+    except OSError as error:
+        raise UsageError(f"cannot write to {output}: {error.strerror or error}; choose another --output") from error
+    print(f"{args.num} {'image' if args.num == 1 else 'images'} of {checkpoint} written to {output}")
 
 
 def _doctor(arguments: list[str]) -> None:
     parser = _Parser(
         prog="bngan doctor", description="Say what is wrong with a run, a checkpoint or a recipe.", allow_abbrev=False
     )
-    parser.add_argument("path", type=Path, help="a run's folder, a checkpoint (.ckpt), or a recipe (.yaml)")
-    parser.add_argument("--root", type=Path, help="folder of the data set (default: the one that the run used)")
+    parser.add_argument("path", nargs="+", help=f"{CHECKPOINT[0]}; or a recipe (.yaml)")
+    parser.add_argument("--root", help="folder of the data set, or of your own pictures (default: the one that the run used)")
     args = parser.parse_args(arguments)
     from bngan.doctor import diagnose
+    from bngan.run import only_one
 
-    examined, findings = diagnose(args.path, args.root)
+    root = None if args.root is None else Path(expand_home(args.root))
+    examined, findings = diagnose(Path(only_one(args.path)), root)
     print(f"Examined {examined}.")
     for number, finding in enumerate(findings, start=1):
         print(f"\n{number}. {finding.name}\n   found:  {finding.evidence}\n   remedy: {finding.remedy}")

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+# In the environment of the processes that a command starts: the number of the process that has started them.
+FIRST_PROCESS = "BNGAN_FIRST_PROCESS"
+
 
 def world_size() -> int:
     """Return the number of ranks, 1 when not distributed."""
@@ -102,9 +105,12 @@ class _SumOverRanks(torch.autograd.Function):
 def end_with_parent(grace: float = 10.0) -> None:
     """End this process `grace` seconds after the one that started it, unless it has ended by itself until then.
 
-    A rank that waits for a message of a rank that is gone may wait for half an hour.
+    A rank that waits for a message of a rank that is gone may wait for half an hour. On Windows it does, since a process there
+    is not told that its parent has ended.
     """
-    parent = os.getppid()
+    if sys.platform == "win32":
+        return
+    parent = int(os.environ.get(FIRST_PROCESS, os.getppid()))  # which may be gone already
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -118,7 +124,7 @@ def end_with_parent(grace: float = 10.0) -> None:
 
 def print0(line: str) -> None:
     """Print a line on rank 0 alone, also before the ranks have met, where whoever starts them says which one this is."""
-    said = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    said = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0")
     met = distributed.is_available() and distributed.is_initialized()
     if (rank() if met else int(said)) == 0:
         print(line, flush=True)

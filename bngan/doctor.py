@@ -25,7 +25,9 @@ from bngan.gan import GAN
 from bngan.images import to_minus1_1
 from bngan.messages import explain
 from bngan.norms import BATCH_COUPLED
+from bngan.outcome import NOT_BEGUN, Finding, examine_course, examine_samples, not_begun
 from bngan.recipes import CLASSES, DEFAULT_CONFIG, check_nulls, read_config
+from bngan.run import checkpoint_of, run_of
 from bngan.settings import Settings
 from bngan.trainer import Trainer
 
@@ -36,25 +38,12 @@ DEAD_FRACTION = 0.1
 LARGE_VARIANCE = 1e6
 LEAST_LEAN = 0.55  # from 0.5, which is balanced, to what matters
 CHANCE_MARGIN = 0.05
+ALL_PAIRS = 0.999  # of a real image and a fake, told apart
+LEAST_SIGNAL = 0.1  # of the way from fakes to real images; 0.01 to 0.05 where D has won, 0.3 and more where G goes on to learn
 SMALL_BATCH = 16
 IMAGES = 2048
 LEAST_BATCHES = 8  # from which a standard error can be told
 KINDS = {"model": Settings, "data": ImageDataModule, "trainer": Trainer}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        name: what it is called.
-        evidence: what was found, with numbers.
-        remedy: what to do.
-    """
-
-    name: str
-    evidence: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -66,36 +55,36 @@ class ForwardStatistics:
             and in D what `batching` puts together.
         alive: for each ReLU of G, which channels (C,) were above 0 anywhere.
         d_losses: D's loss on each batch (batches,).
+        real_logits: D's logits of real images (N,).
+        fake_logits: D's logits of fakes (N,).
         chance: the least loss of a D that gives every image the same logit.
-        spread: standard deviation of D's logits.
+        signal: what part of the way from fakes' logits to real images' G's gradient promises, if it were followed as far as a
+            fake is from a real image.
     """
 
     seen: dict[str, list[BatchStatistics]]
     alive: dict[str, Tensor]
     d_losses: Tensor
+    real_logits: Tensor
+    fake_logits: Tensor
     chance: float
-    spread: float
+    signal: float
 
 
 def diagnose(path: Path, root: Path | None = None) -> tuple[str, list[Finding]]:
     """Return what was examined and the findings, of a run's folder, a checkpoint, or a recipe.
 
     Args:
-        path: a run's folder, a .ckpt or a .yaml.
-        root: folder of the data set; unset takes the one that the run used.
+        path: a run's folder, a checkpoint, `last` for the newest run, or a .yaml.
+        root: folder of the data set, or of the pictures; unset takes the one that the run used.
 
     Raises:
         UsageError: if there is nothing there that can be examined.
     """
-    if path.is_dir():
-        found = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-        existing = [checkpoint for checkpoint in found if checkpoint.is_file()]
-        if not existing:
-            raise UsageError(f"{path} is not a run's folder: it has no checkpoints/best.ckpt or last.ckpt")
-        path = existing[0]
-    if not path.is_file():
+    checkpoint = None if path.suffix in (".yaml", ".yml") else checkpoint_of(path)
+    if not (checkpoint or path).is_file():
         raise UsageError(f"there is no {path}; name a run's folder, a checkpoint, or a recipe (.yaml)")
-    return _diagnose_recipe(path) if path.suffix in (".yaml", ".yml") else _diagnose_checkpoint(path, root)
+    return _diagnose_recipe(path) if checkpoint is None else _diagnose_checkpoint(checkpoint, root)
 
 
 def _diagnose_recipe(path: Path) -> tuple[str, list[Finding]]:
@@ -115,10 +104,12 @@ def _diagnose_checkpoint(path: Path, root: Path | None) -> tuple[str, list[Findi
     gan = build_gan(path, content)
     count = max(IMAGES, LEAST_BATCHES * int(gan.normalized_together))
     real_images = _real_images(path, content.get("datamodule_hyper_parameters", {}), root, gan.settings.image_shape, count)
+    run = run_of(path)
     findings = [
         *examine_settings(gan.settings, int(gan.normalized_together)),
         *examine_layers(gan),
         *examine_training(gan, real_images),
+        *([] if run is None else examine_course(run)),
     ]
     return f"{path}: iteration {int(gan.iteration)}, {len(real_images)} real images", findings
 
@@ -145,8 +136,14 @@ def _recipe(path: Path) -> dict[str, dict[str, Any]]:
 def _real_images(path: Path, data: dict[str, Any], root: Path | None, image_shape: tuple[int, ...], count: int) -> Tensor:
     """Return `count` training images (N, C, H, W) in [-1, 1], or all, of the data that the checkpoint was trained on."""
     known = {name: value for name, value in data.items() if name in signature(ImageDataModule).parameters}
+    if not known:  # another's data
+        if root is None:
+            raise UsageError(f"{path} does not say which images it was trained on; name a folder of such pictures by --root")
+        known = {"name": "folder", "folder": str(root), "image_size": image_shape[-1], "channels": image_shape[0]}
+    elif root is not None:
+        known["root" if known.get("folder") is None else "folder"] = str(root)
     try:
-        module = ImageDataModule(**(known if root is None else {**known, "root": str(root)}))
+        module = ImageDataModule(**known)
     except TypeError as error:
         raise UsageError(f"{path} has data settings that do not fit this version of bngan: {error}") from error
     where = module.folder or module.root
@@ -283,12 +280,28 @@ def _useless_biases(gan: GAN) -> Iterator[tuple[str, int]]:
 
 def examine_training(gan: GAN, real_images: Tensor) -> Iterator[Finding]:
     """Yield what is wrong when the networks are given real images (N, C, H, W) and as many fakes, as in training."""
+    if gan.iteration == 0:
+        yield not_begun(gan)
+        return
     passed = pass_through(gan, real_images)
-    yield from _far_statistics(gan, passed)
-    yield from _dead_channels(passed)
+    yield from (outcome := [*_winning_discriminator(passed)] or [*examine_samples(gan, real_images)])
+    if NOT_BEGUN not in [finding.name for finding in outcome]:  # from which these would follow
+        yield from _far_statistics(gan, passed)
+        yield from _dead_channels(passed)
     if gan.settings.batching == "separate":
         yield from _blind_discriminator(gan, passed)
         yield from _leaning_statistics(gan, passed)
+
+
+def _winning_discriminator(passed: ForwardStatistics) -> Iterator[Finding]:
+    apart = float((passed.real_logits.unsqueeze(dim=1) > passed.fake_logits).float().mean())
+    if apart >= ALL_PAIRS and passed.signal < LEAST_SIGNAL:
+        yield Finding(
+            "D has won",
+            f"D tells {apart:.1%} of pairs of a real image and a fake apart, and is flat where G is: its gradient there, "
+            f"followed as far as a real image is away, makes up {passed.signal:.1%} of what lies between their logits",
+            "a lower --model.d_lr or a larger --model.g_lr, --model.instance_noise 1, or --model.loss relativistic",
+        )
 
 
 def _far_statistics(gan: GAN, passed: ForwardStatistics) -> Iterator[Finding]:
@@ -336,7 +349,8 @@ def _dead_channels(passed: ForwardStatistics) -> Iterator[Finding]:
 def _blind_discriminator(gan: GAN, passed: ForwardStatistics) -> Iterator[Finding]:
     d_loss, batches = float(passed.d_losses.mean()), len(passed.d_losses)
     error = float(passed.d_losses.std(unbiased=batches > 1)) / math.sqrt(batches)
-    at_chance = d_loss - 3 * error >= passed.chance - CHANCE_MARGIN * (abs(passed.chance) or passed.spread)
+    spread = float(torch.cat([passed.real_logits, passed.fake_logits]).std())
+    at_chance = d_loss - 3 * error >= passed.chance - CHANCE_MARGIN * (abs(passed.chance) or spread)
     if at_chance and any(batch_norm_layers(gan.discriminator)):
         yield Finding(
             "D blind in separate batches",
@@ -405,23 +419,36 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
     size = min(int(gan.normalized_together), len(real_images)) // groups * groups
     batches = [batch for batch in real_images.split(size) if len(batch) == size]
     logits: list[tuple[Tensor, Tensor]] = []
+    slopes, ways = [], []
     with evaluation_statistics(gan, "batch"), recorded_statistics(gan) as seen, _alive_channels(gan.generator) as alive:
         for number, batch in enumerate(batches):
             z = rng.normal((size, gan.settings.latent_dim), gan.settings.seed, rng.Stream.PRECISE, number).to(weight)
             real_noise, fake_noise = gan.draw_instance_noise(2 * size, number).chunk(2)
             if gan.generator_ema is not None:
                 gan.generator_ema(z)
-            logits.append(
-                discriminate(gan.logits, batch.to(weight) + real_noise, gan.generate(z) + fake_noise, gan.settings.batching)
-            )
+            real, fake = batch.to(weight), gan.generate(z).requires_grad_()
+            with torch.enable_grad():
+                pair = discriminate(gan.logits, real + real_noise, fake + fake_noise, gan.settings.batching)
+                (gradient,) = torch.autograd.grad(size * gan.loss.generator(*pair), fake)
+            logits.append((pair[0].detach().flatten(), pair[1].detach().flatten()))
+            slopes.append(_root_mean_square(gradient))
+            ways.append(_root_mean_square(real - fake))
     constants = torch.linspace(-3, 3, 121, device=weight.device).reshape(-1, 1, 1)
+    real_logits, fake_logits = (torch.cat(part) for part in zip(*logits, strict=True))
     return ForwardStatistics(
         seen=seen,
         alive=alive,
         d_losses=torch.stack([gan.loss.discriminator(real, fake) for real, fake in logits]),
         chance=min(float(gan.loss.discriminator(constant, constant)) for constant in constants),
-        spread=float(torch.cat([torch.cat(pair) for pair in logits]).std()),
+        real_logits=real_logits,
+        fake_logits=fake_logits,
+        signal=float(torch.stack(slopes).mean() * torch.stack(ways).mean() / (real_logits.mean() - fake_logits.mean())),
     )
+
+
+def _root_mean_square(images: Tensor) -> Tensor:
+    """Return the root of the mean of the images' squared norms, which is how long (N, C, H, W) typically are."""
+    return images.flatten(start_dim=1).square().sum(dim=1).mean().sqrt()
 
 
 @contextmanager

@@ -4,9 +4,11 @@ import os
 import secrets
 from pathlib import Path
 
+from bngan.errors import UsageError
+
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its place, force it to the disk, and only then put it there; its folder is made.
+    """Write a file beside its place, force it to the disk, and only then put it there, for good; its folder is made.
 
     Raises:
         OSError: if there is no room or no right to; what was there before is then as it was.
@@ -19,6 +21,31 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def expand_home(path: str) -> str:
+    """Return a path with ~ or ~user at its beginning written out in full, as a shell does only where a word begins.
+
+    Raises:
+        UsageError: if it can be no path.
+    """
+    if not path or "\0" in path:
+        raise UsageError(f"{path!r} is no path; name a file or a folder")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UsageError(f"{path}: there is no user {path.partition('/')[0]}; write ./{path} for what is called that")
+    return expanded
+
+
+def _sync(folder: Path) -> None:
+    """Force what a folder says of its files to the disk; Windows, which opens no folders, has its own ways."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -21,6 +21,7 @@ from bngan.batchnorm.statistics import EvalStatistics
 from bngan.cuda_graph import CudaGraph
 from bngan.ema import ExponentialMovingAverage
 from bngan.errors import NonFiniteLoss, UsageError
+from bngan.images import check_range
 from bngan.iteration import Iteration, Observed, OptimizerUpdate, Update
 from bngan.losses import find_loss
 from bngan.networks import ConvGenerator, Generator, build_networks, needs_reference, set_reference
@@ -171,8 +172,12 @@ class GAN(LightningModule):
     @property
     def total_iterations(self) -> float:
         """Iterations that the run has had at its end, known once its data is; infinite where it has no end."""
+        return self.count_iterations(self.trainer.num_training_batches)
+
+    def count_iterations(self, batches: float) -> float:
+        """Return how many iterations the run has had at its end, if an epoch has so many batches."""
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
-        by_epochs = math.inf if epochs in (None, -1) else float(epochs * self.trainer.num_training_batches)
+        by_epochs = math.inf if epochs in (None, -1) else float(epochs * batches)
         return min(by_epochs, math.inf if steps == -1 else float(steps))
 
     # Setting up ---------------------------------------------------------------------------------------------------
@@ -240,6 +245,7 @@ class GAN(LightningModule):
         )
 
     def _check_first(self, images: Tensor) -> None:
+        check_range(images)
         n_critic, ranks = self.settings.n_critic, distributed.world_size()
         if len(images) % n_critic:
             raise UsageError(f"a batch of {len(images)} images cannot be cut into n_critic = {n_critic} equal parts")
@@ -289,7 +295,8 @@ class GAN(LightningModule):
             return sampler.samples(first, int(batch.max()) + 1, self.settings.seed)[batch - first]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save what NaN or infinity has spoilt, so that the last good checkpoint stays."""
+        """Add how long the run is, and refuse to save what NaN or infinity has spoilt: the last good checkpoint stays."""
+        checkpoint["total_iterations"] = self.total_iterations
         self._check_losses()
         for name, value in self.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all() and not name.endswith("reference"):

@@ -1,13 +1,24 @@
-"""From tensors to pictures and back: ranges, grids, PNG files, walks between latents."""
+"""From tensors to pictures and back: ranges, grids, files, walks between latents."""
 
+from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from bngan.errors import NonFiniteLoss
+from bngan.distributed import print0
+from bngan.errors import NonFiniteLoss, UsageError
+from bngan.files import write_whole
+
+OutputKind = Literal["folder", "numbers", "grid"]
+MOST_PIXELS = 89_000_000  # of a picture; beyond, Pillow takes it for an attack, and other programs open none
+PADDING = 2
+ROUNDING = 0.01
+ICONS = ("ICO", "ICNS")  # Pillow shrinks what it writes as one
 
 
 def to_minus1_1(images: Tensor) -> Tensor:
@@ -27,18 +38,116 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def check_range(images: Tensor) -> None:
+    """Refuse images to train on that reach beyond [-1, 1], where G's tanh makes its own, and say so where none is below 0.
+
+    Raises:
+        UsageError: saying how to bring them there.
+    """
+    remedy = "after torchvision's ToTensor add Normalize(mean=[0.5], std=[0.5])"
+    low, high = (float(value) for value in images.aminmax())  # a CPU-GPU sync point
+    if low < -1 - ROUNDING or high > 1 + ROUNDING:
+        raise UsageError(f"images to train on must be in [-1, 1], and these reach from {low:.3g} to {high:.3g}; {remedy}")
+    if low >= 0:
+        print0(f"No pixel of the first batch is below 0, but images should be in [-1, 1]; {remedy}")
+
+
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
     """Tile images (N, C, H, W) in [-1, 1] into one (C, H', W') in [-1, 1], about square unless `columns` are given."""
     images = images.detach().float().cpu()
-    scale = max(1, 56 // images.shape[-1])  # small images are enlarged, or their pixels would be hard to see
+    scale = _enlargement(images.shape[-1])
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    return make_grid(images, nrow=columns or round(len(images) ** 0.5), padding=2, pad_value=-0.5)
+    return make_grid(images, nrow=columns or round(len(images) ** 0.5), padding=PADDING, pad_value=-0.5)
+
+
+def check_grid(count: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse to tile more images (C, H, W) than a picture can have that programs still open.
+
+    Raises:
+        UsageError: saying how many it can have.
+    """
+    _, height, width = image_shape
+    scale = _enlargement(width)
+    most = MOST_PIXELS // ((height * scale + PADDING) * (width * scale + PADDING))
+    if count > most:
+        raise UsageError(f"one picture has room for {most} such images, not {count}; give --output a folder, or .npz")
+
+
+def _enlargement(width: int) -> int:
+    """Return how many times larger small images are shown, or their pixels would be hard to see."""
+    return max(1, 56 // width)
 
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write an image (C, H, W) in [-1, 1] as a PNG."""
+    _picture(image).save(path)
+
+
+def output_kind(output: str) -> OutputKind:
+    """Return as what images are to be written where a path says so by its suffix, in small letters or capitals.
+
+    Raises:
+        UsageError: if it is a suffix of nothing that can be written.
+    """
+    path = Path(output)
+    if output.endswith("/") or path.is_dir() or not path.suffix:
+        return "folder"
+    if path.suffix.lower() in (".npy", ".npz"):
+        return "numbers"
+    _picture_format(path)
+    return "grid"
+
+
+def write_images(images: Tensor, path: Path, kind: OutputKind) -> None:
+    """Write images (N, C, H, W) in [-1, 1]: one file is there as a whole or not at all.
+
+    Args:
+        images: what to write.
+        path: where.
+        kind: a folder of PNGs; numbers, uint8 (N, C, H, W) as .npy or .npz; or a grid, as any picture.
+
+    Raises:
+        OSError: if there is no room or no right to.
+    """
+    if kind == "folder":
+        path.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            save_png(image, path / f"{number:06d}.png")
+        return
+    content = BytesIO()
+    if kind == "grid":  # the quality is for formats that lose some of it
+        _picture(grid(images)).save(content, format=_picture_format(path), quality=95)
+    elif path.suffix.lower() == ".npy":
+        np.save(content, to_uint8(images).numpy())
+    else:
+        np.savez_compressed(content, images=to_uint8(images).numpy())
+    write_whole(path, content.getbuffer())
+
+
+def _picture_format(path: Path) -> str:
+    """Return Pillow's name of a path's format.
+
+    Raises:
+        UsageError: if Pillow cannot write colours in it.
+    """
+    Image.init()
+    name = Image.registered_extensions().get(path.suffix.lower(), "")
+    try:
+        if name in ICONS:
+            raise KeyError(name)
+        Image.new("RGB", (16, 16)).save(BytesIO(), format=name)
+    except (KeyError, OSError, ValueError) as error:
+        raise UsageError(
+            f"--output {path}: nothing writes colour pictures as {path.suffix}; choose .png, .jpg, .webp, .tif, .gif, .pdf, "
+            ".npy or .npz, or end it with / for a folder"
+        ) from error
+    return name
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """Return an image (C, H, W) in [-1, 1] as Pillow has it."""
     pixels = to_uint8(image).permute(1, 2, 0).numpy()  # (H, W, C)
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(path)
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:

@@ -33,6 +33,7 @@ from bngan.checkpoint import (
 )
 from bngan.data import ImageDataModule
 from bngan.distributed import print0
+from bngan.effects import check_effects
 from bngan.errors import UsageError
 from bngan.files import write_whole
 from bngan.gan import GAN
@@ -42,6 +43,7 @@ from bngan.recipes import (
     DEFAULT_CONFIG,
     check_class,
     check_nulls,
+    expand_homes,
     flatten,
     names_foreign_code,
     read_config,
@@ -49,6 +51,7 @@ from bngan.recipes import (
 )
 from bngan.rendezvous import agree_on_port
 from bngan.run import Location, Start
+from bngan.schedules import jumps
 from bngan.settings import Settings
 from bngan.trainer import Trainer, as_list
 
@@ -56,7 +59,7 @@ from bngan.trainer import Trainer, as_list
 FROZEN = {
     "seed_everything",
     *(f"model.{name}" for name in signature(Settings).parameters.keys() - {"cuda_graph", "tf32"}),
-    *(f"data.{name}" for name in ("name", "image_size", "channels", "batch_size")),
+    *(f"data.{name}" for name in ("name", "image_size", "channels", "background", "batch_size")),
     *(f"trainer.{name}" for name in ("precision", "sync_batchnorm", "limit_train_batches", "limit_val_batches")),
     *(f"metrics.{name}" for name in ("num_samples", "feature", "seed", "mode_threshold")),
     *(f"checkpoint.{name}" for name in ("monitor", "mode")),
@@ -160,18 +163,28 @@ class GanCLI(LightningCLI):
         set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
         settings = [*(word for path in self.options.configs for word in ("--config", str(path))), *args]
         default = ["--config", str(DEFAULT_CONFIG)]
+        given = expand_homes(parser.parse_args(["--config", SOURCES, *settings], defaults=False))
         checkpoint, recorded = None, {}
         if self.options.ckpt_path is not None:
-            self.config = parser.parse_args([*default, *settings])  # which say where runs lie
-            checkpoint = run.find(self.options.ckpt_path, self._location)
+            self.config = expand_homes(parser.parse_args([*default, *settings]))  # which say where runs lie
+            checkpoint = self._find(self.options.ckpt_path, given.get("name"))
         if checkpoint is not None:
-            given = parser.parse_args(["--config", SOURCES, *settings], defaults=False)
             recorded = _without_foreign_code(self._read_settings(checkpoint), given)
+        elif self.options.override:
+            raise UsageError("--override goes on with a run's checkpoint by other settings; add --ckpt_path, or leave it out")
         show = ["--print_config"] if self.options.print_config else []
-        self.config = parser.parse_args([*default, "--config", to_yaml(recorded), *settings, *show])
+        self.config = expand_homes(parser.parse_args([*default, "--config", to_yaml(recorded), *settings, *show]))
         if recorded:
             self._compare(recorded)
-        self.start = self._start(checkpoint)
+        typed = parser.parse_args(["--config", SOURCES, *args], defaults=False)
+        check_effects(self.command, self.config, given, typed)
+        self.start = self._start(checkpoint, given)
+
+    def _find(self, asked: str, name: str | None) -> Path | None:
+        """Return the checkpoint to go on from, which is a run's newest, or to measure, which is its best, or None."""
+        if asked == "auto":
+            return run.find_own(self._location)
+        return run.find(asked, self._location.root, name, best=self.command != "fit")
 
     @property
     def _location(self) -> Location:
@@ -208,11 +221,14 @@ class GanCLI(LightningCLI):
                 )
             print0(f"--{name} is {now[name]}, and was {recorded[name]} in the run")
 
-    def _start(self, checkpoint: Path | None) -> Start:
+    def _start(self, checkpoint: Path | None, given: Namespace) -> Start:
         iteration = 0 if self.content is None else iterations(self.content)
         if self.command == "fit":
-            auto = self.options.ckpt_path == "auto"
-            return run.start_of(checkpoint, iteration, self._location, auto=auto, override=self.options.override)
+            own = None if checkpoint is None else run.run_of(checkpoint)
+            placed = "name" in given or "trainer.default_root_dir" in given
+            elsewhere = own is not None and placed and own.resolve().parent != run.new_folder(self._location).resolve().parent
+            apart, auto = self.options.override or elsewhere, self.options.ckpt_path == "auto"
+            return run.start_of(checkpoint, iteration, self._location, auto=auto, apart=apart)
         if checkpoint is None:
             raise UsageError(f"{self.command} needs a checkpoint: add --ckpt_path RUN/checkpoints/best.ckpt")
         return Start(run.new_folder(self._location), checkpoint, iteration, run.parent_of(checkpoint, iteration))
@@ -227,7 +243,13 @@ class GanCLI(LightningCLI):
             for given in as_list(self.config[group][name]):
                 if not isinstance(given, bool | str):
                     check_class(f"{group}.{name}", given)
-        self.save_config_kwargs = {"save_to_log_dir": False, "start": self.start}
+        before = None if self.content is None else self.content.get("total_iterations")
+        self.save_config_kwargs = {
+            "save_to_log_dir": False,
+            "start": self.start,
+            "before": before if isinstance(before, float) and before >= 1 else None,  # a stranger's may be anything
+            "override": self.options.override,
+        }
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         """Return the Trainer, which writes into the run's folder."""
@@ -298,7 +320,7 @@ class GanCLI(LightningCLI):
                 lone = f"{self.start.checkpoint} lies in no folder of a run of this version, with config.yaml and run.json"
                 print0(f"{lone}, so how long to train and what to log are as given or as by default.")
         print0(f"Run folder {self.start.folder}")
-        print0(f"Watch it: tensorboard --logdir {self.start.folder.parent.parent}")
+        print0(f"Watch it: tensorboard --logdir {self.start.folder.parent.parent} --samples_per_plugin images=1000")
 
 
 class RunRecord(SaveConfigCallback):
@@ -306,17 +328,19 @@ class RunRecord(SaveConfigCallback):
 
     Args:
         start: where this process starts; all of them must agree.
+        before: iterations that the run which goes on was to have, None where it is not known.
+        override: whether --override is given.
     """
 
-    def __init__(self, *args: Any, start: Start, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, start: Start, before: float | None, override: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.start = start
+        self.start, self.before, self.override = start, before, override
 
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to train from several places at once.
+        """Refuse to train from several places at once, or with learning rates and noise that jump unasked.
 
         Raises:
-            UsageError: if this process would start elsewhere than the first.
+            UsageError: if this process would start elsewhere than the first, or if they do.
         """
         own = str(self.start)
         first = trainer.strategy.broadcast(own)
@@ -325,7 +349,25 @@ class RunRecord(SaveConfigCallback):
                 f"process {trainer.global_rank} would start {own}, but process 0 {first}; runs must lie in a folder that all "
                 "machines share: see --trainer.default_root_dir"
             )
+        if stage == "fit" and self.before is not None and isinstance(pl_module, GAN):
+            self._check_length(trainer, pl_module, self.before)
         super().setup(trainer, pl_module, stage)
+
+    def _check_length(self, trainer: LightningTrainer, gan: GAN, before: float) -> None:
+        """Say what jumps because the run has another length now, as its schedules are functions of all of it."""
+        data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  # set from outside
+        batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+        now = gan.count_iterations(min(batches, limit) if isinstance(limit, int) else int(batches * limit))
+        changed = jumps(gan.settings, self.start.iteration, before, now)
+        if not changed or now <= self.start.iteration:
+            return
+        why = f"because the run's {before:,.0f} iterations became {now:,.0f}".replace("inf", "endless")
+        if not self.override:
+            raise UsageError(
+                f"{changed}, {why}: leave --trainer.max_epochs and --trainer.max_steps as they were, or add --override, which "
+                "goes on in a new folder"
+            )
+        print0(f"{changed}, {why}")
 
     def save_config(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml, and add this start to run.json."""

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 
 from bngan.errors import UsageError
+from bngan.files import expand_home
 
 _INSTALLED, _SOURCE = Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _SOURCE
@@ -22,6 +23,7 @@ UNGROUPED = ("seed_everything", "name")
 # Settings that name classes.
 CLASSES = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "metrics.feature")
 OWN = ("bngan.", "lightning.", "torch.")
+PATHS = ("data.root", "data.folder", "trainer.default_root_dir")
 PLAIN = (type(None), bool, int, float, str, Enum, Path, timedelta)
 
 
@@ -31,8 +33,8 @@ def find_config(name: str | None) -> Path:
     Raises:
         UsageError: if there is none, naming those that are shipped.
     """
-    if name is not None and Path(name).is_file():
-        return Path(name)
+    if name and (path := Path(expand_home(name))).is_file():
+        return path
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
@@ -89,6 +91,23 @@ def to_yaml(flat: Mapping[str, Any]) -> str:
         return yaml.safe_dump(settings)
     except yaml.YAMLError as error:
         raise UsageError(f"settings should be numbers, words and lists of them, not {error.args[-1]!r}") from error
+
+
+def expand_homes(value: Any, setting: str = "") -> Any:
+    """Return settings in which what begins with ~ is written out in full, wherever it stands: nothing but a path begins so.
+
+    Raises:
+        UsageError: if a path can be none.
+    """
+    if isinstance(value, str) and (value.startswith("~") or "\0" in value or setting in PATHS):
+        return expand_home(value)
+    if isinstance(value, list):
+        return [expand_homes(item) for item in value]
+    if isinstance(value, dict):
+        return {name: expand_homes(item) for name, item in value.items()}
+    if isinstance(value, Namespace):
+        return Namespace({name: expand_homes(item, f"{setting}.{name}".lstrip(".")) for name, item in vars(value).items()})
+    return value
 
 
 def check_nulls(kind: type, settings: Mapping[str, Any], prefix: str) -> None:

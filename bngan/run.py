@@ -9,7 +9,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from bngan import __version__
 from bngan.checkpoint import iterations, read_checkpoint
 from bngan.distributed import print0
 from bngan.errors import UsageError
-from bngan.files import write_whole
+from bngan.files import expand_home, write_whole
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "numpy")
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -85,33 +87,71 @@ def run_of(checkpoint: Path) -> Path | None:
     return folder.parent.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder.parent
 
 
-def find(asked: str, location: Location) -> Path | None:
-    """Return the checkpoint that --ckpt_path asks for, or None if `auto` finds nothing to go on from.
+def only_one(asked: Sequence[str]) -> str:
+    """Return what one checkpoint, run or recipe is asked for by; a star that the shell has left is looked up as it would.
 
-    Args:
-        asked: a checkpoint; a run's folder, which means its newest; `last`, the newest run's; or `auto`, that of --run.
-        location: where last and auto look.
+    Raises:
+        UsageError: if there are several, naming the newest.
+    """
+    names = map(expand_home, asked)
+    found = [path for name in names for path in ([] if Path(name).exists() else sorted(glob(name))) or [name]]
+    if len(found) > 1:
+        newest = max(found, key=lambda name: _written(Path(name)))
+        raise UsageError(f"{len(found)} checkpoints or runs given, name one; the newest is {newest}")
+    return found[0]
+
+
+def checkpoint_of(asked: str | Path) -> Path:
+    """Return the checkpoint that is asked for where one is measured or sampled; see find.
 
     Raises:
         UsageError: saying what is missing.
     """
-    if asked == "auto":
-        if location.run_id is None:
-            raise UsageError("--ckpt_path auto goes on with the run that fit's --run names, if there is one: add --run ID")
-        return newest_checkpoint(new_folder(location))
+    return find(str(asked), Path("runs"), best=True)
+
+
+def find(asked: str, root: Path, name: str | None = None, *, best: bool) -> Path:
+    """Return the checkpoint that is asked for; one that is named is not looked at.
+
+    Args:
+        asked: a checkpoint; a run's folder; or `last`, which is the newest run.
+        root: folder of all runs, where the newest is looked for.
+        name: of its experiment; unset means any.
+        best: whether a run's best.ckpt is taken, where it has one, or its newest checkpoint.
+
+    Raises:
+        UsageError: saying what is missing.
+    """
+    folder = Path(expand_home(asked))
     if asked == "last":
-        folder = location.root / location.name
-        written = sorted(folder.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
-        found = newest_checkpoint(written[-1].parents[1]) if written else None
-        lacking = f"no run in {folder} has a whole checkpoint; see --name and --trainer.default_root_dir"
-    elif Path(asked).is_dir():
-        found = newest_checkpoint(Path(asked))
-        lacking = "there is no whole checkpoint in its folder checkpoints/; name a run's folder or a checkpoint"
-    else:
-        return Path(asked)
+        written = [*(root / name).glob("*/checkpoints/*.ckpt")] if name else [*root.glob("*/*/checkpoints/*.ckpt")]
+        if not written:
+            raise UsageError(f"last: no run in {root / (name or '*')} has a checkpoint; name a run's folder or a checkpoint")
+        folder = max(written, key=_written).parents[1]
+    if not folder.is_dir():
+        return folder
+    chosen = folder / "checkpoints" / "best.ckpt"
+    found = chosen if best and chosen.is_file() else newest_checkpoint(folder)
     if found is None:
-        raise UsageError(f"--ckpt_path {asked}: {lacking}")
+        raise UsageError(f"{folder} has no whole checkpoint in a folder checkpoints/; name a run's folder or a checkpoint")
     return found
+
+
+def find_own(location: Location) -> Path | None:
+    """Return the newest checkpoint of the run that --run names, or None where there is none to go on from.
+
+    Raises:
+        UsageError: if --run names none.
+    """
+    if location.run_id is None:
+        raise UsageError("--ckpt_path auto goes on with the run that fit's --run names, if there is one: add --run ID")
+    return newest_checkpoint(new_folder(location))
+
+
+def _written(path: Path) -> float:
+    """Return when a checkpoint, or the newest of a run's, was written; 0 for what is not there."""
+    files = [*path.glob("checkpoints/*.ckpt")] or [path]
+    return max(file.stat().st_mtime if file.exists() else 0 for file in files)
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -125,24 +165,24 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(found, default=(0, False, None))[2]
 
 
-def start_of(checkpoint: Path | None, iteration: int, location: Location, *, auto: bool, override: bool) -> Start:
+def start_of(checkpoint: Path | None, iteration: int, location: Location, *, auto: bool, apart: bool) -> Start:
     """Return where a fit starts and writes.
 
-    Going on from a run's newest checkpoint writes in its folder. From an older one, or with --override, or where --run names
-    another folder, a new run begins that names its parent.
+    Going on from a run's newest checkpoint writes in its folder. From an older one, or `apart`, or where --run names another
+    folder, a new run begins that names its parent.
 
     Args:
         checkpoint: what it goes on from, None at the beginning.
         iteration: that of the checkpoint.
         location: where a new run lies.
         auto: whether the run that --run names may have begun and have no checkpoint yet.
-        override: whether --override is given.
+        apart: whether a new run is asked for, by --override, or by a name or a root of its own.
 
     Raises:
         UsageError: if there is a run in the folder that --run names, and it is not the one that goes on.
     """
     run, folder = None if checkpoint is None else run_of(checkpoint), new_folder(location)
-    if run is not None and not override and (location.run_id is None or run.absolute() == folder.absolute()):
+    if run is not None and not apart and (location.run_id is None or run.absolute() == folder.absolute()):
         newest = newest_checkpoint(run)
         if newest is not None and iterations(read_checkpoint(newest, mmap=True)) <= iteration:
             return Start(run, checkpoint, iteration, begun=True)

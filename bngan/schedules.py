@@ -1,5 +1,6 @@
 """What changes as a run goes on: learning rates, instance noise and the weight of the moving average."""
 
+import math
 from typing import Generic, NamedTuple, TypeVar
 
 from bngan.settings import Settings
@@ -27,3 +28,9 @@ def schedule_at(settings: Settings, iteration: int, total: float) -> Schedule[fl
         # So the average is of the iterations so far, and never of what it began with (Kingma & Ba 2015, section 3).
         ema_weight=(1 - settings.ema_decay) / (1 - settings.ema_decay ** (iteration + 1)),
     )
+
+
+def jumps(settings: Settings, iteration: int, before: float, now: float) -> str:
+    """Say what changes at once after `iteration` iterations where a run of `before` becomes one of `now`; else nothing."""
+    values = zip(Schedule._fields, *(schedule_at(settings, iteration, total) for total in (before, now)), strict=True)
+    return ", ".join(f"{name} from {old:.3g} to {new:.3g}" for name, old, new in values if not math.isclose(old, new))

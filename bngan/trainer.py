@@ -1,5 +1,6 @@
 """Which of the Trainer's settings can two raw optimizers honour?"""
 
+import multiprocessing
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -7,24 +8,20 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, callbacks
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync
-from lightning.pytorch.plugins.environments import (
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.pytorch.plugins.environments import LSFEnvironment, MPIEnvironment, SLURMEnvironment
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import nn
+from torch import distributed, nn
 
 from bngan.batchnorm.layers import synchronize
 from bngan.distributed import print0, world_size
 from bngan.errors import UsageError, check_at_least
+from bngan.rendezvous import check_meeting_place, launched
 
 LEAVE_OUT = "bngan has no choice of it; leave it out"
 # Settings of Lightning's Trainer that are not here, and what to use in their place.
@@ -105,7 +102,7 @@ class Trainer(pl.Trainer):
         sync_batchnorm: bool = True,
         default_root_dir: str | None = None,
     ) -> None:
-        _check_machine(accelerator, devices, num_nodes, precision)
+        _check_machine(accelerator, devices, num_nodes, precision, strategy)
         given: list[Callback] = as_list(callbacks)
         _check_callbacks(given)
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
@@ -138,11 +135,12 @@ class Trainer(pl.Trainer):
             fast_dev_run=fast_dev_run,
             logger=logger,
             callbacks=given,
-            plugins=[*as_list(plugins), *([BatchNormSync()] if sync_batchnorm else [])],
+            plugins=[*(as_list(plugins) or _own_launch()), *([BatchNormSync()] if sync_batchnorm else [])],
             use_distributed_sampler=False,
             default_root_dir=default_root_dir,
         )
         _check_lengths(self)
+        _check_processes(self)
         if not enable_progress_bar and self.progress_bar_callback is not None:
             self.progress_bar_callback.disable()
         environment = getattr(self.strategy, "cluster_environment", None)
@@ -200,20 +198,63 @@ def as_list(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [] if given is None else [given]
 
 
-def _check_machine(accelerator: str, devices: int | str | list[int], num_nodes: int, precision: str) -> None:
-    on_processor = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+def _check_machine(accelerator: str, devices: int | str | list[int], num_nodes: int, precision: str, strategy: str) -> None:
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = "cpu" if accelerator == "cpu" or found is None else found.type
     counted = isinstance(devices, int | str) and str(devices).isdecimal()
-    if devices in (0, "0", []) or (on_processor and not (counted or devices == "auto")):
+    if devices in (0, "0", []) or (kind == "cpu" and not (counted or devices == "auto")):
         raise UsageError(f"--trainer.devices {devices} is not allowed; give a number of devices, 1 or more, or auto")
-    if precision == "16-mixed" and on_processor:
-        raise UsageError("--trainer.precision 16-mixed needs a GPU; use --trainer.precision bf16-mixed")
+    if precision == "16-mixed" and kind != "cuda":
+        raise UsageError("--trainer.precision 16-mixed needs a GPU of CUDA's; use --trainer.precision bf16-mixed")
+    if kind == "mps" and precision == "64-true":
+        raise UsageError("--trainer.precision 64-true: MPS has no float64; use 32-true, or --trainer.accelerator cpu")
+    if kind == "mps" and (str(devices) not in ("auto", "1") or num_nodes > 1 or strategy != "auto"):
+        raise UsageError("MPS trains by itself; leave out --trainer.devices, --trainer.num_nodes and --trainer.strategy")
+    if strategy == "ddp_notebook" and "fork" not in multiprocessing.get_all_start_methods():
+        raise UsageError("--trainer.strategy ddp_notebook forks processes, which this system cannot do; use ddp")
+    _check_machines(num_nodes)
+
+
+def _check_machines(num_nodes: int) -> None:
     check_at_least(1, "--trainer.", num_nodes=num_nodes)
-    launchers = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
-    if num_nodes > 1 and "MASTER_ADDR" not in os.environ and not any(kind.detect() for kind in launchers):
+    number = os.environ.get("NODE_RANK", "0")
+    if number not in map(str, range(num_nodes)):
         raise UsageError(
-            f"--trainer.num_nodes {num_nodes} would wait for machines that nothing starts: use torchrun or SLURM, or set "
+            f"NODE_RANK={number} is set, but --trainer.num_nodes is {num_nodes}: unset it, or give as many machines; their "
+            "NODE_RANK counts from 0"
+        )
+    others = "MASTER_ADDR" in os.environ or launched() or any(kind.detect() for kind in (LSFEnvironment, MPIEnvironment))
+    if num_nodes > 1 and not others:
+        raise UsageError(
+            f"--trainer.num_nodes {num_nodes} would wait for machines that nothing starts: use torchrun or srun, or set "
             "MASTER_ADDR, MASTER_PORT and NODE_RANK on each machine"
         )
+
+
+def _own_launch() -> list[ClusterEnvironment]:
+    """Let this process start the others in a job of SLURM that has not started it by srun."""
+    return [LightningEnvironment()] if "SLURM_NTASKS" in os.environ and launched() is None else []
+
+
+def _check_processes(trainer: pl.Trainer) -> None:
+    """Refuse other processes than the settings ask for, and a place where they cannot meet."""
+    launcher, asked = launched(), (trainer.num_devices, trainer.num_nodes)
+    if launcher is not None and launcher[1:] != asked:
+        name, devices, machines = launcher
+        raise UsageError(
+            f"{name} has started processes for --trainer.devices {devices} --trainer.num_nodes {machines}, but asked for are "
+            f"--trainer.devices {asked[0]} --trainer.num_nodes {asked[1]}: say the same to both"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    by_torchrun = launcher is not None and launcher[0] == "torchrun"
+    if environment is None or by_torchrun or distributed.is_initialized():
+        return
+    address, port = environment.main_address, environment.main_port
+    if trainer.global_rank == 0:
+        check_meeting_place("" if launcher or trainer.num_nodes > 1 else address, port)
+    if trainer.local_rank == 0 and (launcher or trainer.num_nodes > 1):
+        ranks = trainer.num_devices * trainer.num_nodes
+        print(f"Process {trainer.global_rank} of {ranks} waits for the others at {address}:{port}", flush=True)
 
 
 def _check_callbacks(given: list[Callback]) -> None:

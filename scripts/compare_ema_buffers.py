@@ -59,7 +59,7 @@ def main() -> None:
 def fid(metrics: SampleMetrics, gan: GAN, weights: Weights, statistics: EvalStatistics) -> float:
     with gan.sampler(weights, statistics) as sampler:
         chunks = (to_minus1_1(to_uint8(sampler.samples(start, start + CHUNK))) for start in range(0, SAMPLES, CHUNK))
-        return metrics.measure(chunks, fid_alone=True)["fid"]
+        return metrics.measure(chunks, distance_alone=True)["fid"]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from PIL import Image
 
 from bngan.data import ImageDataModule
 from bngan.data.datasets import Labelled
+from bngan.data.pictures import Pictures
 
 GREY, COLOUR = "L", "RGB"
+WHITE = (255, 255, 255)
 
 
 def picture(path: Path, mode: str = GREY, size: tuple[int, int] = (8, 8), level: int | None = None) -> Path:
@@ -32,7 +34,12 @@ def pictures(folder: Path, count: int, mode: str = GREY, size: tuple[int, int] =
 
 def module_of(folder: Path, **settings: Any) -> ImageDataModule:
     """The data module of the pictures in a folder."""
-    return ImageDataModule("folder", folder=str(folder), num_workers=0, **{"batch_size": 2, **settings})
+    return ImageDataModule("folder", folder=str(folder), **{"batch_size": 2, "num_workers": 0, **settings})
+
+
+def found_in(folder: Path, size: int | None = None, channels: int | None = None) -> Pictures:
+    """The pictures in a folder, before they are read."""
+    return Pictures(folder, size, channels, WHITE)
 
 
 def levels(labelled: Labelled) -> list[int]:

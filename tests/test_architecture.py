@@ -21,7 +21,8 @@ SOURCES = {
 }
 # The files and folders of the package, by what may import what: a later line an earlier one.
 ORDER = """
-errors files rng
+errors
+files rng
 distributed images recipes
 batching
 batchnorm
@@ -32,11 +33,13 @@ iteration
 cuda_graph sampler
 gan
 data metrics
+rendezvous
 trainer
 checkpoint
 callbacks
-run rendezvous messages
+run messages effects
 lightning_cli
+hub outcome
 doctor
 cli
 __main__

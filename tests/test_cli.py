@@ -1,17 +1,21 @@
 """The front door: help at once, each command by its name, and what went wrong told by a line and a status."""
 
 import errno
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.distributed import DistNetworkError
-from torch.multiprocessing import ProcessExitedException
+from PIL import Image
+from torch.distributed import DistNetworkError, DistStoreError
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from bngan import __version__
 from bngan.cli import OWN_COMMANDS, TRAINER_COMMANDS, main
@@ -78,6 +82,8 @@ def test_help_answers_at_once(arguments: list[str]) -> None:
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes. Error code 12"
+ARRAY_MEMORY = type("_ArrayMemoryError", (MemoryError,), {})("Unable to allocate 7.28 TiB for an array")
+FORKED = '-- Process 0 ...\n  File "a.py", line 1, in b\n    raise MemoryError\n  File "b.py", line 1, in c\n    c()\n'
 STATUSES: dict[str, tuple[BaseException, int, str | None]] = {
     # what a command raises, its status, and words of the line, or None for a traceback
     "a person's mistake": (UsageError("no such thing;\n  take another"), 2, "no such thing; take another"),
@@ -89,6 +95,27 @@ STATUSES: dict[str, tuple[BaseException, int, str | None]] = {
         2,
         "--data.batch_size",
     ),
+    "an array's memory": (ARRAY_MEMORY, 2, "--data.batch_size"),
+    "an overflow of memory": (RuntimeError("Storage size calculation overflowed with sizes=[1000]"), 2, "--model.hidden_dim"),
+    "C++'s memory": (RuntimeError("std::bad_alloc"), 2, "--data.batch_size"),
+    "a Mac's memory": (RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB)"), 2, "--data.batch_size"),
+    "a library's memory": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, "--data.batch_size"),
+    "shared memory": (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), 2, "--data.num_workers"),
+    "a worker killed": (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "), 2, "--data.num_workers"),
+    "a worker gone": (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), 2, "--data.num_workers"),
+    "no more processes": (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 2, "--data.num_workers"),
+    "no more files": (OSError(errno.EMFILE, "Too many open files"), 2, "Too many open files; lower --data.num_workers"),
+    "a right": (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "a/b: Permission denied"),
+    "a disk that is read only": (OSError(errno.EROFS, "Read-only file system", "a/b"), 2, "a/b: Read-only file system"),
+    "a port": (DistNetworkError("failed to listen. port: 29500, code: -98, name: EADDRINUSE"), 2, "port 29500 is taken"),
+    "others that never came": (DistStoreError("Timed out after 9 seconds waiting for clients."), 1, "MASTER_ADDR"),
+    "others that are nowhere": (DistNetworkError("The client socket has timed out after 9000ms"), 1, "MASTER_ADDR"),
+    "a forked rank's mistake": (
+        ProcessRaisedException(f"{FORKED}bngan.errors.UsageError: lower it", 0, 1),
+        2,
+        "error: lower it",
+    ),
+    "a forked rank's defect": (ProcessRaisedException(f"{FORKED}TypeError: odd", 0, 1), 1, None),
     "disk": (OSError(errno.ENOSPC, "last.ckpt could not be written (No space left on device)"), 2, "No space left"),
     "quota": (OSError(errno.EDQUOT, "last.ckpt could not be written (Disk quota exceeded)"), 2, "quota exceeded"),
     "another rank": (RuntimeError("[gloo/pair.cc:81] Connection closed by peer [127.0.0.1]"), 1, "is gone (closed by peer)"),
@@ -164,9 +191,84 @@ def test_samples_cannot_be_written_everywhere(capsys: pytest.CaptureFixture[str]
     assert Path("new/folder/a.png").is_file()
 
 
-@pytest.mark.parametrize("device", ["abacus", "cuda:99", "meta:x"])
-def test_devices_that_are_not_there_are_refused(device: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", str(OLD), "--num=1", f"--device={device}"]) == 2
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cuda:-1", "meta", "meta:x", "", "cpu:1", "hpu", "xla", "a\nb"])
+def test_devices_that_are_not_there_are_refused_before_anything_is_read(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "gone.ckpt", f"--device={device}"]) == 2
     told = capsys.readouterr().err
-    assert f"--device {device}" in told
-    assert len(told.splitlines()) <= 2
+    assert "as far as torch can tell; choose from cpu" in told
+    assert len(told.splitlines()) == 2
+
+
+@pytest.mark.parametrize("output", ["a.jpg", "B.PNG", "c.tiff", "d.webp", "e.Gif", "f.npy", "g.NPZ", "new.folder/", "v1/a.bmp"])
+def test_samples_are_written_as_the_path_says(output: str) -> None:
+    assert main(["sample", str(OLD), "--num=4", f"--output={output}"]) == 0
+    path = Path(output)
+    if output.endswith("/"):
+        assert [file.name for file in sorted(path.iterdir())] == [f"{number:06d}.png" for number in range(4)]
+    elif path.suffix.lower() in (".npy", ".npz"):
+        found = np.load(path)
+        numbers = found if path.suffix == ".npy" else found["images"]
+        assert (numbers.shape, numbers.dtype) == ((4, 1, 8, 8), np.uint8)
+    else:
+        with Image.open(path) as picture:
+            assert picture.format == {".jpg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
+            assert picture.size == (2 * 58 + 2, 2 * 58 + 2)
+
+
+@pytest.mark.parametrize("output", ["a.xyz", "v1.2", "a.ico", "a.npy.gz", "a.mp4", "", "~nobody9/a.png"])
+def test_what_cannot_be_written_is_refused_before_anything_is_read(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "gone.ckpt", f"--output={output}"]) == 2
+    told = capsys.readouterr().err
+    assert "gone.ckpt" not in told
+    assert len(told.splitlines()) == 2
+    assert ("choose .png, .jpg" in told) == (output not in ("", "~nobody9/a.png"))
+    assert list(Path().iterdir()) == []
+
+
+def test_so_many_samples_that_no_program_shows_them_make_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(OLD), "--num=1000000000"]) == 2
+    assert (
+        "one picture has room for 26456 such images, not 1000000000; give --output a folder, or .npz" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("command", [["sample"], ["doctor"], *([name, "--ckpt_path"] for name in TRAINER_COMMANDS)])
+def test_one_checkpoint_is_taken_where_the_shell_gives_several(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("new", "old")):
+        path = Path("runs/mnist") / name / "checkpoints" / "best.ckpt"
+        path.parent.mkdir(parents=True)
+        path.write_text("a checkpoint")
+        os.utime(path, (2000 - number, 2000 - number))
+    given = ["runs/mnist/old/checkpoints/best.ckpt", "runs/mnist/new/checkpoints/best.ckpt"]
+    star = "runs/mnist/*/checkpoints/best.ckpt"
+    joined = [[*command[:-1], f"--ckpt_path={star}"]] if command[-1] == "--ckpt_path" else []
+    for words in ([*command, *given], [*command, star], *joined):
+        assert main(words) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert told[0] == f"bngan: error: 2 checkpoints or runs given, name one; the newest is {given[1]}"
+        assert len(told) == 2
+
+
+def test_a_run_is_sampled_by_its_best_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs/any/one/checkpoints")
+    folder.mkdir(parents=True)
+    shutil.copy(OLD, folder / "last.ckpt")
+    for asked, checkpoint in (("last", "last.ckpt"), ("runs/any/one", "last.ckpt"), ("last", "best.ckpt")):
+        shutil.copy(OLD, folder / checkpoint)
+        assert main(["sample", asked, "--num=1"]) == 0
+        assert capsys.readouterr().out == f"1 image of {folder / checkpoint} written to samples.png\n"
+
+
+def test_terminal_that_is_closed_or_knows_ascii_alone_is_no_defect(tmp_path: Path) -> None:
+    run = f"{sys.executable} -m bngan sample {OLD} --num 1 --output"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    environment = {**plain, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(REPOSITORY)}
+    script = f"{run} bär.png; {run} closed.png >&- 2>&-"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    assert rb"written to b\xe4r.png" in done.stdout
+    assert (tmp_path / "bär.png").is_file()
+    assert (tmp_path / "closed.png").is_file()

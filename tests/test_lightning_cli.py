@@ -17,6 +17,7 @@ from bngan.recipes import DEFAULT_CONFIG, flatten
 from tests.conftest import REPOSITORY
 
 SMALL = ("--model.hidden_dim=4", "--metrics.num_samples=0", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0")
+CONSTANT = ("--model.lr_decay_start=1", "--model.instance_noise=0")  # so that nothing jumps where a run becomes longer
 ITERATIONS = 4
 
 
@@ -26,7 +27,7 @@ def made(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     kept = ("--checkpoint.every_n_iterations=2", "--checkpoint.keep_all=true", "--trainer.log_every_n_steps=1")
     where = ("--run=first", f"--trainer.default_root_dir={folder / 'runs'}", f"--data.root={mnist_root}")
-    assert main(["fit", *SMALL, *kept, *where, f"--trainer.max_steps={ITERATIONS}", "--model.d_lr=0.003"]) == 0
+    assert main(["fit", *SMALL, *CONSTANT, *kept, *where, f"--trainer.max_steps={ITERATIONS}", "--model.d_lr=0.003"]) == 0
     return folder
 
 
@@ -80,9 +81,67 @@ def test_settings_are_layered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert changed == {"model.g_lr": 0.5, "model.d_lr": 0.0625, "model.beta1": 0.125}
 
 
+def test_setting_without_effect_is_refused_where_it_is_typed_and_told_of_in_a_file(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text("model: {d_norm: layer, batching: separate, ema_decay: 0.5}")
+    small = (*SMALL, "--config=mine.yaml", "--run=mine")
+    assert go_on(*small, "--model.bn_eps=1e-3", "--model.g_norm=layer", iterations=1) == 2
+    assert "--model.bn_eps 0.001 has no effect where g_norm and d_norm are none of batch" in capsys.readouterr().err
+    assert go_on(*small, "--model.bn_eps=1e-3", iterations=1) == 0
+    assert "model.batching separate has no effect where d_norm is none of batch, ghost, reference\n" in capsys.readouterr().out
+    assert main(["fit", "--ckpt_path=last"]) == 0
+    assert "has no effect" not in capsys.readouterr().out
+    assert main(["fit", "--override"]) == 2
+    assert "add --ckpt_path" in capsys.readouterr().err
+    assert main(["validate", "--ckpt_path=last", "--images.num_samples=7"]) == 2
+    assert "--images.num_samples has no effect on validate; leave it out" in capsys.readouterr().err
+
+
 def test_shipped_recipes_are_layers_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     settings = printed(capsys, "fit", "--config", "dcgan", "--config", "literal")
     assert (settings["model.network"], settings["model.batching"], settings["name"]) == ("conv", "separate", "literal")
+
+
+# Paths -------------------------------------------------------------------------------------------------------------------
+
+
+def test_home_is_written_out_in_every_path_that_is_typed_or_in_a_file(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    (home / "digits").symlink_to(mnist_root)
+    logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: ~/logs}}"
+    (home / "mine.yaml").write_text(f"data: {{root: ~/digits}}\ntrainer: {{default_root_dir: ~/runs, logger: {logger}}}\n")
+    assert go_on(*SMALL, *CONSTANT, "--config=~/mine.yaml", "--run=a", "--trainer.log_every_n_steps=1", iterations=1) == 0
+    run = home / "runs" / "mnist" / "a"
+    recorded = flatten(yaml.safe_load((run / "config.yaml").read_text()))
+    assert (recorded["data.root"], recorded["trainer.default_root_dir"]) == (str(home / "digits"), str(home / "runs"))
+    assert recorded["trainer.logger"]["init_args"]["save_dir"] == str(home / "logs")
+    assert [path.name for path in (home / "logs").rglob("metrics.csv")] == ["metrics.csv"]
+    typed = ("--data.root", "~/digits", "--trainer.default_root_dir=~/runs")
+    assert go_on("--ckpt_path=~/runs/mnist/a", *typed, iterations=2) == 0
+    assert go_on("--ckpt_path=~/runs/*/a", *typed, iterations=3) == 0
+    assert iteration_of(run) == 3
+    assert main(["sample", "~/runs/mnist/a", "--num=1", "--output=~/a.png"]) == 0
+    assert (home / "a.png").is_file()
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["data.root", "data.folder", "trainer.default_root_dir", "config", "ckpt_path"])
+@pytest.mark.parametrize("path", ["~nobody9/x", "", "a\0b"])
+def test_what_can_be_no_path_is_refused(
+    setting: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", f"--{setting}={path}"]) == 2
+    answer = capsys.readouterr().err
+    assert any(words in answer for words in ("there is no user ~nobody9; write ./~nobody9/x", "is no path", "no such file"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Going on ---------------------------------------------------------------------------------------------------------------
@@ -159,10 +218,53 @@ def test_older_checkpoint_begins_a_run_that_names_its_parent(run: Path) -> None:
     assert last(branch)["hyper_parameters"]["d_lr"] == 0.003
 
 
-def test_new_run_may_be_named(run: Path) -> None:
-    assert go_on("--ckpt_path=last", "--run=branch") == 0
-    assert iteration_of(run.parent / "branch") == 6
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        (("--run=branch",), "runs/mnist/branch"),
+        (("--name=other", "--run=branch"), "runs/other/branch"),
+        (("--name=other",), "runs/other/*"),
+        (("--trainer.default_root_dir=elsewhere",), "elsewhere/mnist/*"),
+    ],
+)
+def test_new_run_may_be_named_or_put_elsewhere(given: tuple[str, ...], folder: str, run: Path) -> None:
+    assert go_on(f"--ckpt_path={run}", *given) == 0
+    (begun,) = Path().glob(folder)
+    assert iteration_of(begun) == 6
     assert iteration_of(run) == 4
+
+
+def test_run_is_gone_on_with_where_its_own_place_is_given(run: Path) -> None:
+    assert go_on(f"--ckpt_path={run}", "--name=mnist", f"--trainer.default_root_dir={Path('runs').absolute()}") == 0
+    assert (others(run), iteration_of(run)) == ([], 6)
+
+
+def test_what_jumps_in_a_longer_run_is_said_and_asked_for(
+    mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(*arguments: str) -> int:
+        capsys.readouterr()
+        return main(["fit", f"--data.root={mnist_root}", f"--trainer.default_root_dir={tmp_path}", *SMALL, *arguments])
+
+    assert fit("--trainer.max_steps=4", "--run=a") == 0
+    run = tmp_path / "mnist" / "a"
+    records = [run / "config.yaml", run / "run.json", run / "checkpoints" / "last.ckpt"]
+    before = [path.read_bytes() for path in records]
+    last = f"--ckpt_path={run}"
+    jump = "d_lr from 0 to 0.00133, g_lr from 0 to 0.00133, instance_noise from 0 to 0.333, because the run's 4 iterations"
+    assert fit(last, "--trainer.max_steps=6") == 2
+    answer = capsys.readouterr().err
+    assert f"{jump} became 6" in answer
+    assert "add --override" in answer
+    assert [path.read_bytes() for path in records] == before
+    assert fit(last, "--trainer.max_steps=-1", "--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01") == 2
+    assert "became endless" in capsys.readouterr().err
+    for no_jump in ("--trainer.max_steps=4", "--trainer.max_epochs=30", "--trainer.max_steps=3"):
+        assert fit(last, no_jump) == 0
+        assert "because" not in capsys.readouterr().out
+    assert fit(last, "--trainer.max_steps=6", "--override", "--run=b") == 0
+    assert f"{jump} became 6" in capsys.readouterr().out
+    assert iteration_of(tmp_path / "mnist" / "b") == 6
 
 
 def test_checkpoint_outside_a_run_brings_its_networks_and_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,24 @@ import torch
 
 from bngan import __version__, run
 from bngan.errors import UsageError
-from bngan.run import Location, Start, check_restart, create, find, new_folder, newest_checkpoint, record, run_of, start_of
+from bngan.run import (
+    Location,
+    Start,
+    check_restart,
+    checkpoint_of,
+    create,
+    find,
+    find_own,
+    new_folder,
+    newest_checkpoint,
+    only_one,
+    record,
+    run_of,
+    start_of,
+)
 
 CPU = torch.device("cpu")
+RUNS = Path("runs")
 Write = Callable[..., Path]
 
 
@@ -92,26 +107,55 @@ def test_damaged_checkpoints_are_passed_over_with_a_line(write: Write, capsys: p
 
 def test_a_checkpoint_a_folder_and_last_are_found(write: Write) -> None:
     old, new = write("mnist/old", last=50, best=40), write("mnist/new", last=10, best=10)
-    write("other/newest", last=70)
-    assert find("some.ckpt", location()) == Path("some.ckpt")
-    assert find(str(old), location()) == old / "checkpoints" / "last.ckpt"
-    assert find("last", location()) == new / "checkpoints" / "last.ckpt"
+    other = write("other/newest", last=70)
+    assert find("some.ckpt", RUNS, best=False) == Path("some.ckpt")
+    assert find(str(old), RUNS, best=False) == old / "checkpoints" / "last.ckpt"
+    assert find("last", RUNS, "mnist", best=False) == new / "checkpoints" / "last.ckpt"
+    assert find("last", RUNS, best=False) == other / "checkpoints" / "last.ckpt"
     write("mnist/old", best=60)
-    assert find("last", location()) == old / "checkpoints" / "best.ckpt"
-    with pytest.raises(UsageError, match="no run in runs/third has a whole checkpoint"):
-        find("last", location(name="third"))
+    assert find("last", RUNS, best=False) == old / "checkpoints" / "best.ckpt"
+    with pytest.raises(UsageError, match="last: no run in runs/third has a checkpoint; name a run's folder"):
+        find("last", RUNS, "third", best=False)
+    with pytest.raises(UsageError, match=r"last: no run in elsewhere/\* has"):
+        find("last", Path("elsewhere"), best=False)
     Path("empty").mkdir()
-    with pytest.raises(UsageError, match="empty: there is no whole checkpoint"):
-        find("empty", location())
+    with pytest.raises(UsageError, match="empty has no whole checkpoint"):
+        find("empty", RUNS, best=False)
+
+
+def test_what_is_measured_is_a_runs_best_and_else_its_newest(write: Write) -> None:
+    judged, young = write("mnist/judged", best=40, last=50), write("mnist/young", last=10)
+    assert checkpoint_of(judged) == judged / "checkpoints" / "best.ckpt"
+    assert checkpoint_of(str(young)) == checkpoint_of("last") == young / "checkpoints" / "last.ckpt"
+    assert checkpoint_of(judged / "checkpoints" / "last.ckpt") == judged / "checkpoints" / "last.ckpt"
+    write("mnist/judged", last=60)
+    assert checkpoint_of("last") == judged / "checkpoints" / "best.ckpt"
+
+
+def test_one_checkpoint_is_named_at_a_time(write: Write) -> None:
+    old = write("mnist/old", best=4)
+    star = "runs/mnist/*/checkpoints/best.ckpt"
+    assert only_one(["any"]) == "any"
+    assert only_one([star]) == str(old / "checkpoints" / "best.ckpt")
+    assert only_one(["gone/*.ckpt"]) == "gone/*.ckpt"
+    Path("[1].ckpt").touch()
+    assert only_one(["[1].ckpt"]) == "[1].ckpt"
+    new = write("mnist/a_newer_one", best=3)
+    paths = [str(folder / "checkpoints" / "best.ckpt") for folder in (new, old)]
+    for several in (paths, [star]):
+        with pytest.raises(UsageError, match=f"^2 checkpoints or runs given, name one; the newest is {paths[0]}$"):
+            only_one(several)
+    with pytest.raises(UsageError, match=f"^3 .* the newest is {new}$"):
+        only_one([str(old), str(new), "gone"])
 
 
 def test_auto_goes_on_if_there_is_something_and_else_begins(write: Write) -> None:
-    assert find("auto", location("a")) is None
+    assert find_own(location("a")) is None
     folder = write("mnist/a", last=10)
-    assert find("auto", location("a")) == folder / "checkpoints" / "last.ckpt"
-    assert find("auto", location("b")) is None
+    assert find_own(location("a")) == folder / "checkpoints" / "last.ckpt"
+    assert find_own(location("b")) is None
     with pytest.raises(UsageError, match="add --run ID"):
-        find("auto", location())
+        find_own(location())
 
 
 def test_a_checkpoint_lies_in_a_run_where_the_run_says_so(write: Write) -> None:
@@ -132,7 +176,7 @@ def test_a_checkpoint_lies_in_a_run_where_the_run_says_so(write: Write) -> None:
 
 
 def started(checkpoint: Path | None, iteration: int = 0, run_id: str | None = None, **flags: bool) -> Start:
-    return start_of(checkpoint, iteration, location(run_id), **{"auto": False, "override": False, **flags})
+    return start_of(checkpoint, iteration, location(run_id), **{"auto": False, "apart": False, **flags})
 
 
 def test_going_on_from_the_newest_checkpoint_writes_in_the_run_itself(write: Write) -> None:
@@ -143,13 +187,13 @@ def test_going_on_from_the_newest_checkpoint_writes_in_the_run_itself(write: Wri
         assert started(checkpoint, 20, "a", auto=True).folder == folder
 
 
-@pytest.mark.parametrize("why", ["older", "override", "named"])
+@pytest.mark.parametrize("why", ["older", "apart", "named"])
 def test_other_ways_of_going_on_begin_a_run_that_names_its_parent(why: str, write: Write) -> None:
     folder = write("mnist/a", last=20, best=10)
     checkpoint, iteration = folder / "checkpoints" / "last.ckpt", 20
     if why == "older":
         checkpoint, iteration = folder / "checkpoints" / "best.ckpt", 10
-    start = started(checkpoint, iteration, "b" if why == "named" else None, override=why == "override")
+    start = started(checkpoint, iteration, "b" if why == "named" else None, apart=why == "apart")
     assert start.folder != folder
     assert start.parent == {"folder": str(folder), "iteration": iteration}
     assert (start.checkpoint, start.iteration, start.begun) == (checkpoint, iteration, False)
@@ -171,7 +215,7 @@ def test_run_that_is_there_is_not_written_over(write: Write) -> None:
     for checkpoint, iteration, flags in (
         (None, 0, {}),
         (folder / "checkpoints" / "best.ckpt", 10, {}),
-        (folder / "checkpoints" / "last.ckpt", 20, {"auto": True, "override": True}),
+        (folder / "checkpoints" / "last.ckpt", 20, {"auto": True, "apart": True}),
     ):
         with pytest.raises(UsageError, match="--ckpt_path auto --run a"):
             started(checkpoint, iteration, "a", **flags)

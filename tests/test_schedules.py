@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bngan.schedules import Schedule, schedule_at
+from bngan.schedules import Schedule, jumps, schedule_at
 from bngan.settings import Settings
 
 
@@ -97,3 +97,24 @@ def test_nothing_goes_below_0_where_a_run_is_longer_than_it_was_to_be() -> None:
     longer = schedule_at(falling, 150, total=100)
     assert longer == schedule_at(falling, 100, total=100)._replace(ema_weight=longer.ema_weight)
     assert min(longer) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "iteration", "before", "now", "said"),
+    [
+        ({}, 50, 100, 200, ""),
+        ({"lr_decay_start": 0.5}, 75, 100, 100, ""),
+        ({"lr_decay_start": 0.5}, 75, 100, 200, "d_lr from 0.1 to 0.2, g_lr from 0.05 to 0.1"),
+        ({"lr_decay_start": 0.5}, 100, 100, math.inf, "d_lr from 0 to 0.2, g_lr from 0 to 0.1"),
+        ({"lr_decay_start": 0.5}, 50, 100, 200, ""),
+        ({"lr_decay_start": 0.5}, 50, 200, 100, ""),
+        ({"lr_decay_start": 0.5}, 75, 200, 100, "d_lr from 0.2 to 0.1, g_lr from 0.1 to 0.05"),
+        ({"instance_noise": 1.0}, 50, 100, 200, "instance_noise from 0.5 to 0.75"),
+        ({"instance_noise": 1.0}, 0, 100, 200, ""),
+        ({"instance_noise": 1.0, "ema_decay": 0.9}, 50, math.inf, math.inf, ""),
+    ],
+)
+def test_what_jumps_where_a_run_gets_another_length_is_said_with_its_numbers(
+    settings: dict[str, Any], iteration: int, before: float, now: float, said: str
+) -> None:
+    assert jumps(schedules(**settings), iteration, before, now) == said

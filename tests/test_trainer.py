@@ -1,10 +1,13 @@
 """Every flag of Lightning's Trainer works with two alternating optimizers, or is answered by its name and what to use."""
 
 import inspect
+import multiprocessing
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import pytest
@@ -12,11 +15,13 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from bngan.cli import main
 from bngan.errors import UsageError
 from bngan.trainer import COUNTERPARTS, Trainer, run_folder, stop_if_asked
 from tests.conftest import Command, only_run
+from tests.test_rendezvous import JOB, SRUN, TORCHRUN
 
 OFF = ("--metrics.num_samples=0", "--trainer.accelerator=cpu")
 SHORT = ("--trainer.max_steps=3", "--trainer.limit_val_batches=1", "--data.eval_batch_size=50")
@@ -41,14 +46,14 @@ WORKS: dict[str, list[tuple[str, ...]]] = {
     ],
     "fast_dev_run": [("fast_dev_run=3",)],
     "max_epochs": [("max_epochs=-1",), ("max_epochs=null",)],
-    "min_epochs": [("min_epochs=1",)],
+    "min_epochs": [("min_epochs=1", "max_time=00:01:00:00")],
     "max_steps": [("max_steps=3",)],
-    "min_steps": [("min_steps=2",)],
+    "min_steps": [("min_steps=2", "max_time=00:01:00:00")],
     "max_time": [("max_time=00:01:00:00",)],
     "limit_train_batches": [("limit_train_batches=2",), ("limit_train_batches=0.005",)],
     "limit_val_batches": [("limit_val_batches=0",), ("limit_val_batches=2",), ("limit_val_batches=0.01",)],
-    "limit_test_batches": [("limit_test_batches=2",), ("limit_test_batches=0.5",)],
-    "limit_predict_batches": [("limit_predict_batches=2",), ("limit_predict_batches=0.5",)],
+    "limit_test_batches": [],  # they are for other commands
+    "limit_predict_batches": [],
     "val_check_interval": [("val_check_interval=2",), ("val_check_interval=0.005",)],
     "check_val_every_n_epoch": [("check_val_every_n_epoch=null", "val_check_interval=2"), ("check_val_every_n_epoch=1",)],
     "num_sanity_val_steps": [("num_sanity_val_steps=2",), ("num_sanity_val_steps=-1",)],
@@ -113,8 +118,8 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "max_time": [(("max_time=soon",), ("soon",))],
     "limit_train_batches": [(("limit_train_batches=1.5",), ("1.5",)), (("limit_train_batches=0",), ("nothing to train",))],
     "limit_val_batches": [(("limit_val_batches=-1",), ("-1",))],
-    "limit_test_batches": [(("limit_test_batches=1.5",), ("1.5",))],
-    "limit_predict_batches": [(("limit_predict_batches=1.5",), ("1.5",))],
+    "limit_test_batches": [(("limit_test_batches=2",), ("no effect on fit",))],
+    "limit_predict_batches": [(("limit_predict_batches=2",), ("no effect on fit",))],
     "val_check_interval": [
         (("val_check_interval=1.5",), ("1.5",)),
         (("val_check_interval=1000",), ("1000", "check_val_every_n_epoch")),
@@ -274,3 +279,96 @@ def test_optimizers_do_not_look_for_a_driver_on_a_processor(monkeypatch: pytest.
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     Trainer(accelerator="cpu", logger=False)
     assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
+
+
+# Other processes, other machines ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["torchrun", "srun"])
+@pytest.mark.parametrize(("devices", "num_nodes"), [(2, 2), (1, 2), (2, 1), (4, 1)])
+def test_launcher_must_have_started_what_is_asked_for(
+    name: str, devices: int, num_nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in (TORCHRUN if name == "torchrun" else SRUN).items():
+        monkeypatch.setenv(variable, value)
+    if (devices, num_nodes) == (2, 2):
+        trainer = Trainer(accelerator="cpu", devices=devices, num_nodes=num_nodes, logger=False)
+        assert trainer.world_size == 4
+        return
+    with pytest.raises(UsageError, match=rf"{name} has started .*devices 2 --trainer.num_nodes 2, but .*devices {devices} "):
+        Trainer(accelerator="cpu", devices=devices, num_nodes=num_nodes, logger=False)
+
+
+@pytest.mark.parametrize("given", [JOB, {**JOB, "SLURM_NTASKS_PER_NODE": "1"}, {**SRUN, "SLURM_JOB_NAME": "bash"}])
+def test_plain_command_in_a_job_of_slurm_starts_its_processes_itself(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    for devices in (1, 2):
+        trainer = Trainer(accelerator="cpu", devices=devices, logger=False)
+        assert trainer.num_devices == devices
+        environment = getattr(trainer.strategy, "cluster_environment", LightningEnvironment())
+        assert not isinstance(environment, SLURMEnvironment)
+        assert not environment.creates_processes_externally
+
+
+@pytest.mark.parametrize(("number", "num_nodes"), [("1", 1), ("2", 2), ("-1", 2), ("banana", 2)])
+def test_number_of_a_machine_that_is_none_of_them_is_refused(
+    number: str, num_nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_RANK", number)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with pytest.raises(UsageError, match=rf"NODE_RANK={number} is set, but --trainer.num_nodes is {num_nodes}: unset it"):
+        Trainer(accelerator="cpu", num_nodes=num_nodes, logger=False)
+
+
+def test_machine_says_for_whom_it_waits_and_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Trainer(accelerator="cpu", devices=2, logger=False)
+    assert "waits" not in capsys.readouterr().out
+    for name, value in {"MASTER_ADDR": "host0", "MASTER_PORT": "29400", "NODE_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    Trainer(accelerator="cpu", devices=2, num_nodes=2, logger=False)
+    assert "Process 2 of 4 waits for the others at host0:29400" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_taken_port_is_told_of_before_any_process_is_started(num_nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        Trainer(accelerator="cpu", logger=False)  # which needs none
+        with pytest.raises(UsageError, match=f"port {port}"):
+            Trainer(accelerator="cpu", devices=2, num_nodes=num_nodes, logger=False)
+        monkeypatch.setenv("NODE_RANK", "1")  # not the one that opens it
+        if num_nodes == 2:
+            Trainer(accelerator="cpu", devices=2, num_nodes=num_nodes, logger=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"precision": "64-true"}, "no float64; use 32-true"),
+        ({"precision": "16-mixed"}, "bf16-mixed"),
+        ({"devices": 2}, "leave out --trainer.devices"),
+        ({"num_nodes": 2}, "leave out --trainer.devices, --trainer.num_nodes"),
+        ({"strategy": "ddp"}, "leave out --trainer.devices, --trainer.num_nodes and --trainer.strategy"),
+    ],
+)
+@pytest.mark.parametrize("accelerator", ["mps", "gpu", "auto"])
+def test_what_mps_cannot_do_is_refused(
+    given: dict[str, Any], words: str, accelerator: Literal["mps", "gpu", "auto"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    with pytest.raises(UsageError, match=words):
+        Trainer(accelerator=accelerator, logger=False, **given)
+    if given != {"precision": "16-mixed"}:
+        Trainer(accelerator="cpu", logger=False, **{name: value for name, value in given.items() if name != "num_nodes"})
+
+
+def test_system_that_cannot_fork_has_no_ddp_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainer(accelerator="cpu", strategy="ddp_notebook", logger=False)
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(UsageError, match="ddp_notebook forks"):
+        Trainer(accelerator="cpu", strategy="ddp_notebook", logger=False)

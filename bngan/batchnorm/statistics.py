@@ -109,8 +109,8 @@ def set_precise_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None
         if not seen[name]:
             raise ValueError("precise statistics need at least one batch")
         running_mean, running_var = running_statistics(layer)
-        means = torch.stack([batch.mean for batch in seen[name]]).double()
-        variances = torch.stack([batch.var for batch in seen[name]]).double()
+        means = torch.stack([batch.mean for batch in seen[name]]).cpu().double()  # not every device has float64
+        variances = torch.stack([batch.var for batch in seen[name]]).cpu().double()
         pooled = variances.mean(dim=0) + means.var(dim=0, unbiased=False)
         count = sum(batch.count for batch in seen[name])
         running_mean.copy_(means.mean(dim=0))

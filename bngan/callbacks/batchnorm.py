@@ -72,6 +72,14 @@ class BatchNormStatistics(Callback):
     def on_exception(self, trainer: Trainer, gan: GAN, exception: BaseException) -> None:
         self._recording.close()
 
+    def measured(self, trainer: Trainer, gan: GAN) -> list[str]:
+        """Return the names of what validation says of D."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule) or len(data.labels(train=False)) < 2 * int(gan.normalized_together):
+            return []
+        kinds = ["d_shift_blindness", *(["d_batch_dependence"] if any(batch_norm_layers(gan.discriminator)) else [])]
+        return [f"bn/{kind}{batching}" for kind in kinds for batching in ("", *(f"/{name}" for name in BATCHINGS))]
+
     def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
         data = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or not isinstance(data, ImageDataModule):

@@ -1,6 +1,7 @@
 """Measuring samples during validation and test."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -31,7 +32,7 @@ from bngan.errors import UsageError, check_at_least
 from bngan.files import write_whole
 from bngan.gan import GAN
 from bngan.images import to_minus1_1, to_uint8
-from bngan.metrics.features import load_feature_net
+from bngan.metrics.features import FeatureNet, choose_feature, load_feature_net
 from bngan.metrics.sample_metrics import SampleMetrics
 from bngan.sampler import Weights
 from bngan.trainer import run_folder, stop_if_asked
@@ -41,6 +42,8 @@ DIGIT_SETS = ("mnist", "emnist_digits")
 TEST_SEEDS = 5
 LEAST_REAL = 6
 PROBED = 16  # images
+CHUNK_BYTES = 2**27  # of images in float32
+RANDOM = "The distance of random features is no FID: read it beside its floor and controls."
 
 
 class MeasureSamples(Callback):
@@ -55,9 +58,11 @@ class MeasureSamples(Callback):
 
     Args:
         num_samples: samples to draw; 0 measures nothing.
-        feature: network whose features are compared: digits, inception, or package.module.Class of a torch.nn.Module from
-            images (N, C, H, W) in [-1, 1] to features (N, d).
-        chunk: samples generated at a time.
+        feature: network whose features are compared: digits, inception, random, or package.module.Class of a torch.nn.Module
+            from images (N, C, H, W) in [-1, 1] to features (N, d). auto is digits for digits, inception for colour pictures
+            where there are a GPU and its weights, and random for all others. Random features give val/distance and no FID. A
+            run that goes on stays with what it began with.
+        chunk: samples generated at a time, or fewer where images are large.
         seed: seed of the samples' latents; test uses the next 5.
         mode_threshold: fraction of an equal share of the samples from which on a class counts as covered.
 
@@ -68,7 +73,7 @@ class MeasureSamples(Callback):
     def __init__(
         self,
         num_samples: int = 10_000,
-        feature: str = "digits",
+        feature: str = "auto",
         chunk: int = 500,
         seed: int = 0,
         mode_threshold: float = 0.05,
@@ -79,6 +84,7 @@ class MeasureSamples(Callback):
             raise UsageError(f"metrics.mode_threshold must be above 0 and at most 1, got {mode_threshold}")
         self.num_samples, self.feature, self.chunk, self.seed = num_samples, feature, chunk, seed
         self.mode_threshold = mode_threshold
+        self._chosen: str | None = None  # the feature net that samples were measured with
         self._metric: SampleMetrics | None = None  # None where nothing is measured
         self._held_out = False  # whether samples are compared with held-out images
         self._count = 0  # images in each set
@@ -88,57 +94,85 @@ class MeasureSamples(Callback):
         self._began = self._seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last, "iteration": self._iteration, "seconds": self._seconds}
+        return {"last": self._last, "iteration": self._iteration, "seconds": self._seconds, "feature": self._chosen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds = state_dict["seconds"]
         if "iteration" in state_dict:  # version 0.1 compared with held-out images; what it measured last is not kept
             self._last, self._iteration = state_dict["last"], state_dict["iteration"]
+        self._chosen = state_dict.get("feature")
 
     def setup(self, trainer: Trainer, gan: GAN, stage: str) -> None:
-        """Load the feature net, if it knows such images.
-
-        Raises:
-            UsageError: if there are too few samples or real images for it.
-        """
         self._run_folder = run_folder(trainer)
         self._metric, self._references = None, {}
-        if self.num_samples == 0 or stage == "predict":
+
+    def measured(self, trainer: Trainer, gan: GAN) -> list[str]:
+        """Return the names of what validation logs of the samples, known once training is about to start."""
+        return [] if self._metric is None else [f"val/{name}" for name in self._metric.names]
+
+    def _prepare(self, trainer: Trainer, gan: GAN) -> None:
+        """Load the feature net, once a checkpoint has said which one.
+
+        Raises:
+            UsageError: if it cannot be had, or there are too few samples or real images for it.
+        """
+        if self.num_samples == 0:
             return
         data = _image_data(trainer)
-        if self.feature == "digits" and (data.data_name not in DIGIT_SETS or gan.settings.image_shape != DIGIT_SHAPE):
-            print0(
-                "Samples are not measured: the digit net knows 28 x 28 grey digits only; for other images give "
-                "--metrics.feature inception, or a network of your own."
-            )
-            return
-        self._held_out = stage == "test"
-        comparable = self._count_comparable(data)
-        self._metric = self._load_metric(gan, trainer.strategy.root_device)
-        self._count = self._choose_count(comparable, 2 * self._metric.num_features)
-
-    def _count_comparable(self, data: ImageDataModule) -> int:
-        """Return how many real images there are to compare samples with."""
+        self._held_out = trainer.state.fn == "test"
         comparable = count_comparable(data, held_out=self._held_out)
         if comparable < LEAST_REAL:
-            raise UsageError(
-                f"metrics compare samples with at least {LEAST_REAL} {'held-out' if self._held_out else 'training'} images and "
-                f"need as many other training images for the floor, but there are {comparable} of each: give more pictures, or "
-                "--metrics.num_samples 0"
-            )
-        return comparable
-
-    def _load_metric(self, gan: GAN, device: torch.device) -> SampleMetrics:
+            self._tell_too_few(comparable)
+            return
         with torch.random.fork_rng(devices=[]):  # building a network draws numbers, which must not change training
-            net = load_feature_net(self.feature)
-        return SampleMetrics(net, gan.settings.image_shape, device, self.mode_threshold)
+            net = self._load_net(trainer, data)
+        self._metric = SampleMetrics(net, data.image_shape, trainer.strategy.root_device, self.mode_threshold)
+        self._count = self._choose_count(comparable, 2 * self._metric.num_features)
+
+    def _tell_too_few(self, comparable: int) -> None:
+        """Say that there are too few real images, which is a mistake only where a feature net was asked for."""
+        line = (
+            f"metrics compare samples with at least {LEAST_REAL} {'held-out' if self._held_out else 'training'} images and "
+            f"need as many other training images for the floor, but there are {comparable} of each"
+        )
+        if self.feature != "auto":
+            raise UsageError(f"{line}: give more pictures, or --metrics.num_samples 0")
+        print0(f"Samples are not measured: {line}.")
+
+    def _load_net(self, trainer: Trainer, data: ImageDataModule) -> FeatureNet:
+        """Return the net that the settings name, or the run began with, or else the one that goes with the images."""
+        if self.feature != "auto":
+            self._chosen = self.feature
+            return load_feature_net(self.feature)
+        if self._chosen is None:
+            self._chosen = self._choose(trainer, data)
+            return load_feature_net(self._chosen)
+        print0(f"Samples are measured by --metrics.feature {self._chosen}, as before.")
+        try:
+            return load_feature_net(self._chosen)
+        except UsageError as error:
+            raise UsageError(
+                f"the run's samples were measured by {self._chosen}, but now: {error}; or measure by others from here on: "
+                "--override --metrics.feature random"
+            ) from error
+
+    def _choose(self, trainer: Trainer, data: ImageDataModule) -> str:
+        """Return the feature net that goes with the images, and say which and why."""
+        digits = data.data_name in DIGIT_SETS and data.image_shape == DIGIT_SHAPE
+        on_processor = trainer.strategy.root_device.type == "cpu"
+        channels, found = data.image_shape[0], ("", "")
+        if trainer.is_global_zero:  # the others find the weights downloaded
+            found = choose_feature(channels, digits=digits, on_processor=on_processor)
+        name, reason = trainer.strategy.broadcast(found)
+        print0(f"Samples are measured by --metrics.feature {name}: {reason}.{f' {RANDOM}' if name == 'random' else ''}")
+        return name
 
     def _choose_count(self, comparable: int, enough: int) -> int:
         """Return how many images each set has, given how many there are and from how many on FID says something."""
         least = min(enough, comparable)
         if self.num_samples < least:
             raise UsageError(
-                f"metrics.num_samples must be 0 or at least {least}, twice the features of {self.feature} or all images where "
+                f"metrics.num_samples must be 0 or at least {least}, twice the features of {self._chosen} or all images where "
                 f"there are fewer, got {self.num_samples}"
             )
         if comparable < self.num_samples:
@@ -147,13 +181,18 @@ class MeasureSamples(Callback):
                 "for the floor."
             )
         if comparable < enough:
-            print0(f"FID of {enough // 2} features on {comparable} images says little: read it beside its floor.")
+            print0(f"A distance of {enough // 2} features on {comparable} images says little: read it beside its floor.")
         return min(self.num_samples, comparable)
 
     # When ---------------------------------------------------------------------------------------------------------
 
+    def on_fit_start(self, trainer: Trainer, gan: GAN) -> None:
+        self._prepare(trainer, gan)
+
     def on_validation_start(self, trainer: Trainer, gan: GAN) -> None:
         self._began = time.monotonic()
+        if trainer.state.fn != "fit":
+            self._prepare(trainer, gan)
         if self._metric is not None and not self._references and not trainer.sanity_checking:
             self._references = self._measure_references(trainer, self._metric)
 
@@ -187,7 +226,7 @@ class MeasureSamples(Callback):
     def on_train_end(self, trainer: Trainer, gan: GAN) -> None:
         if self._last and trainer.is_global_zero:
             note = f"{self._note()}; validation took {self._seconds:.0f} s of the run"
-            print(_table({"value": self._last, **self._references}, note), flush=True)
+            self._print({"value": self._last, **self._references}, note)
             report = {"validation_seconds": self._seconds, "value": self._last, **self._references}
             self._write("quality.json", report)
 
@@ -201,7 +240,7 @@ class MeasureSamples(Callback):
         weights: Weights | None = None,
         statistics: EvalStatistics | None = None,
         *,
-        fid_alone: bool = False,
+        distance_alone: bool = False,
     ) -> Values:
         """Return the metrics of one set of samples; weights and statistics are as in GAN.sampler."""
         assert self._metric is not None
@@ -210,22 +249,23 @@ class MeasureSamples(Callback):
                 to_minus1_1(to_uint8(sampler.samples(start, stop, seed)))
                 for start, stop in self._own_chunks(trainer, self._count)
             )
-            return self._metric.measure(samples, fid_alone=fid_alone)
+            return self._metric.measure(samples, distance_alone=distance_alone)
 
     def _compare_statistics(self, trainer: Trainer, gan: GAN) -> dict[str, Values]:
-        """Return FID by G's weights and by the statistics that normalize its samples; nothing where there is no batch norm."""
+        """Return the distance by G's weights and by the statistics that normalize its samples; nothing without batch norm."""
         if not any(name.startswith("generator.") for name, _ in gan.batch_norms()):
             return {}
         kinds: list[Weights] = ["raw"] if gan.generator_ema is None else ["ema", "raw"]
-        fids = {
-            f"{weights}, {statistics}": self._measure(trainer, gan, self.seed, weights, statistics, fid_alone=True)
+        distances = {
+            f"{weights}, {statistics}": self._measure(trainer, gan, self.seed, weights, statistics, distance_alone=True)
             for weights in kinds
             for statistics in EVAL_STATISTICS
         }
         for statistics in EVAL_STATISTICS:
-            gan.log(f"val/fid_{statistics}", fids[f"{kinds[0]}, {statistics}"]["fid"])
-        gan.log("val/bn_gap", _bn_gap(fids))
-        return fids
+            for name, value in distances[f"{kinds[0]}, {statistics}"].items():
+                gan.log(f"val/{name}_{statistics}", value)
+        gan.log("val/bn_gap", _bn_gap(distances))
+        return distances
 
     def _measure_references(self, trainer: Trainer, metric: SampleMetrics) -> References:
         """Give the real images to the metric, and return the floor and the controls, measured or found in the data's folder."""
@@ -235,7 +275,7 @@ class MeasureSamples(Callback):
         # The sets are made anew for each use: kept, they would fill the memory.
         sets = partial(reference_images, data, self._count, held_out=self._held_out)
         path = data.root / "floors.json"
-        key = cache_key(f"{self.feature} {self.mode_threshold}", chain([real], (images for _, images in sets())))
+        key = cache_key(f"{self._chosen} {self.mode_threshold}", chain([real], (images for _, images in sets())))
         probe = metric.net.probe(to_minus1_1(real[:PROBED]).to(metric.device)).tolist()
         # Another run may be writing the file, so only one rank reads it, and what it found holds for all.
         known = read_cache(path) if trainer.is_global_zero else {}
@@ -257,34 +297,41 @@ class MeasureSamples(Callback):
 
     def _own_chunks(self, trainer: Trainer, count: int) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of this rank's chunks of `count` images, each image in one chunk of one rank."""
-        for first in range(0, count, self.chunk * trainer.world_size):
+        chunk = min(self.chunk, max(1, CHUNK_BYTES // (4 * math.prod(_image_data(trainer).image_shape))))
+        for first in range(0, count, chunk * trainer.world_size):
             stop_if_asked(trainer)
-            start = first + self.chunk * trainer.global_rank
+            start = first + chunk * trainer.global_rank
             if start < count:
-                yield start, min(start + self.chunk, count)
+                yield start, min(start + chunk, count)
 
     # What is told -------------------------------------------------------------------------------------------------
 
     def _note(self) -> str:
         return f"iteration {self._iteration}, {self._count} samples"
 
-    def _report_validate(self, trainer: Trainer, fids: dict[str, Values]) -> None:
+    def _print(self, columns: dict[str, Values], note: str) -> None:
+        """Print the table of what was measured."""
+        print(_table(columns, note), *([RANDOM] if self._chosen == "random" else []), sep="\n", flush=True)
+
+    def _report_validate(self, trainer: Trainer, distances: dict[str, Values]) -> None:
         if not trainer.is_global_zero:
             return
-        print(_table({"value": self._last, **self._references}, self._note()), flush=True)
-        report: dict[str, Any] = {"value": self._last, **self._references, **fids}
-        if fids:
-            report["bn_gap"] = _bn_gap(fids)
-            print(f"\nFID by the weights and the statistics that G is sampled with ({self._note()})")
-            print("\n".join(f"{policy:<17} {value['fid']:9.4f}" for policy, value in fids.items()))
-            print(f"bn_gap = FID(running) - FID(precise) = {_bn_gap(fids):.4f}", flush=True)
+        self._print({"value": self._last, **self._references}, self._note())
+        report: dict[str, Any] = {"value": self._last, **self._references, **distances}
+        if distances:
+            report["bn_gap"] = _bn_gap(distances)
+            (name,) = next(iter(distances.values()))
+            title = "FID" if name == "fid" else name
+            print(f"\n{title} by the weights and the statistics that G is sampled with ({self._note()})")
+            print("\n".join(f"{policy:<17} {value[name]:9.4f}" for policy, value in distances.items()))
+            print(f"bn_gap = {title}(running) - {title}(precise) = {_bn_gap(distances):.4f}", flush=True)
         self._write("validate.json", report)
 
     def _report_test(self, seeds: list[int], runs: list[Values]) -> None:
         means = {name: mean(run[name] for run in runs) for name in runs[0]}
         deviations = {name: stdev(run[name] for run in runs) for name in runs[0]}
         columns = {"mean": means, "sd": deviations, **self._references}
-        print(_table(columns, f"{self._note()} from each of {TEST_SEEDS} seeds of latents"), flush=True)
+        self._print(columns, f"{self._note()} from each of {TEST_SEEDS} seeds of latents")
         report = {
             name: {**{title: values[name] for title, values in columns.items()}, "values": [run[name] for run in runs]}
             for name in means
@@ -293,7 +340,7 @@ class MeasureSamples(Callback):
 
     def _write(self, name: str, report: dict[str, Any]) -> None:
         if self._run_folder is not None:
-            content = {"iteration": self._iteration, "num_samples": self._count, **report}
+            content = {"iteration": self._iteration, "num_samples": self._count, "feature": self._chosen, **report}
             write_whole(self._run_folder / name, f"{json.dumps(content, indent=2)}\n".encode())
 
 
@@ -309,10 +356,11 @@ def _image_data(trainer: Trainer) -> ImageDataModule:
     return data
 
 
-def _bn_gap(fids: dict[str, Values]) -> float:
+def _bn_gap(distances: dict[str, Values]) -> float:
     """Return how much better samples by precise statistics are than by running ones, of the first weights that are there."""
-    weights = next(iter(fids)).partition(",")[0]
-    return fids[f"{weights}, running"]["fid"] - fids[f"{weights}, precise"]["fid"]
+    weights = next(iter(distances)).partition(",")[0]
+    running, precise = (next(iter(distances[f"{weights}, {statistics}"].values())) for statistics in ("running", "precise"))
+    return running - precise
 
 
 def _table(columns: dict[str, Values], note: str) -> str:

@@ -127,9 +127,11 @@ class RunProgress(ProgressBar):
         """Return what the last validation measured."""
         values = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
         parts = []
-        if "val/fid" in values:
-            self._best = min(self._best, values["val/fid"])
-            parts.append(f"FID {values['val/fid']:#.3g} (best {self._best:#.3g}, floor {values['floor/fid']:.2g})")
+        for name, title in (("fid", "FID"), ("distance", "distance")):
+            if (value := values.get(f"val/{name}")) is None:
+                continue
+            self._best = min(self._best, value)
+            parts.append(f"{title} {value:#.3g} (best {self._best:#.3g}, floor {values[f'floor/{name}']:.2g})")
             parts.append(f"coverage {values['val/coverage']:.2f} (floor {values['floor/coverage']:.2f})")
         if "val/modes_covered" in values:
             parts.append(f"modes {values['val/modes_covered']:.0f}")

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import signal
 import sys
 import threading
@@ -12,20 +11,22 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bngan import distributed
+from bngan.callbacks.monitor import QUALITY, check_monitor
 from bngan.checkpoint import upgrade
 from bngan.errors import NonFiniteLoss, UsageError, check_at_least
 from bngan.files import write_whole
 from bngan.gan import GAN
 from bngan.trainer import run_folder
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 LEAST_BETWEEN_SAVES = 50  # times what one takes
 ASK_EVERY_ON_GPU = 10  # iterations; reading the ranks' answer is a CPU-GPU sync point
 
@@ -45,7 +46,7 @@ class CheckpointSaver(Checkpoint):
     had not stopped. A second one ends that process at once.
 
     Args:
-        monitor: metric of validation by which the best is chosen.
+        monitor: metric of validation by which the best is chosen; auto is val/fid, or val/distance where that is measured.
         mode: min if smaller is better, max if larger is.
         every_n_iterations: if set, last.ckpt is renewed that often as well.
         every_minutes: if set, last.ckpt is renewed that often as well.
@@ -57,7 +58,7 @@ class CheckpointSaver(Checkpoint):
 
     def __init__(
         self,
-        monitor: str = "val/fid",
+        monitor: str = "auto",
         mode: str = "min",
         every_n_iterations: int | None = None,
         every_minutes: float | None = None,
@@ -72,8 +73,8 @@ class CheckpointSaver(Checkpoint):
             raise UsageError("checkpoint.keep_all keeps what checkpoint.every_n_iterations makes: give both")
         self.monitor, self.mode, self.keep_all = monitor, mode, keep_all
         self.every_n_iterations, self.every_minutes = every_n_iterations, every_minutes
-        self.best = math.inf if mode == "min" else -math.inf
-        self.best_iteration = -1
+        self._forget_best()
+        self._best_of: str | None = None  # the metric that chose it
         self._missed = False
         self._epoch, self._validation_is_due = 0, False  # of the last iteration, and after it
         self._signal = 0
@@ -84,11 +85,12 @@ class CheckpointSaver(Checkpoint):
         self._folder = run_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: GAN) -> None:
+        self._check_monitors(trainer, pl_module)
         self._saved_at, self._epoch = time.monotonic(), trainer.current_epoch
         # Lightning's own handlers, which these replace, send a message to the other ranks from within.
         if threading.current_thread() is threading.main_thread():
-            ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []
-            self._handlers = {signum: signal.signal(signum, self._ask) for signum in SIGNALS if signum not in ignored}
+            heard = [signum for signum in SIGNALS if signum.name != "SIGHUP" or signal.getsignal(signum) != signal.SIG_IGN]
+            self._handlers = {signum: signal.signal(signum, self._ask) for signum in heard}
 
     def on_train_end(self, trainer: Trainer, pl_module: GAN) -> None:
         self._give_back_signals()
@@ -154,20 +156,42 @@ class CheckpointSaver(Checkpoint):
             _go_back_to_end_of_iteration(fit_loop, trainer.global_step, self._epoch, self._validation_is_due)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_iteration": self.best_iteration, "validation_is_due": self._validation_is_due}
+        best = {"best": self.best, "best_iteration": self.best_iteration, "best_of": self._best_of}
+        return {**best, "validation_is_due": self._validation_is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["best"] is not None:
             self.best, self.best_iteration = state_dict["best"], state_dict["best_iteration"]
+        self._best_of = state_dict.get("best_of")
         self._validation_is_due = state_dict.get("validation_is_due", False)  # which version 0.1 did not say
 
+    def _check_monitors(self, trainer: Trainer, gan: GAN) -> None:
+        """Refuse to wait for a metric that is not measured, here and in EarlyStopping.
+
+        Raises:
+            UsageError: naming the metrics that there are.
+        """
+        if self.monitor != "auto":
+            check_monitor("--checkpoint.monitor", self.monitor, trainer, gan)
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]  # set from outside
+            if isinstance(callback, EarlyStopping) and callback.strict:
+                check_monitor("--trainer.callbacks EarlyStopping: monitor", callback.monitor, trainer, gan)
+
+    def _forget_best(self) -> None:
+        self.best, self.best_iteration = math.inf if self.mode == "min" else -math.inf, -1
+
     def _keep_best(self, trainer: Trainer) -> None:
-        if self.monitor not in trainer.callback_metrics:
+        choice = QUALITY if self.monitor == "auto" else (self.monitor,)
+        name = next((name for name in choice if name in trainer.callback_metrics), None)
+        if name is None:
             if not self._missed:
-                distributed.print0(f"No best.ckpt is kept, because validation does not measure {self.monitor}.")
+                distributed.print0(f"No best.ckpt is kept, because validation does not measure {' or '.join(choice)}.")
             self._missed = True
             return
-        value = float(trainer.callback_metrics[self.monitor])
+        if self._best_of not in (None, name):  # a run that goes on may be judged by another metric
+            self._forget_best()
+        self._best_of = name
+        value = float(trainer.callback_metrics[name])
         if value < self.best if self.mode == "min" else value > self.best:
             self.best, self.best_iteration = value, trainer.global_step
             self._save(trainer, "best")
@@ -287,8 +311,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             reason = f"{target} could not be written ({error.strerror}); the checkpoint before it is unharmed"
             raise OSError(error.errno, reason) from error
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -6,10 +6,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from bngan.callbacks.monitor import QUALITY, measured
 from bngan.gan import GAN
 
-METRIC = "val/fid"
-CHARTED = ("fid", "precision", "recall", "coverage", "class_kl")
+CHARTED = ("fid", "distance", "precision", "recall", "coverage", "class_kl")
 BESIDE = ("floor", "dropped", "blurred", "repeated")
 READINGS = {  # what a loss's readings of D are, by the name of the first
     "d_real_prob": "D's probability of real, for real and fake images",
@@ -25,13 +25,17 @@ class TensorBoardLayout(Callback):
     """Writes the hyperparameters and the layout of the custom scalars, once, when training starts."""
 
     def on_train_start(self, trainer: Trainer, gan: GAN) -> None:
+        names = measured(trainer, gan)
+        # The metrics are only named here; their values come with each validation.
+        metrics = {name: 0.0 for name in QUALITY if name in names}
+        charted = [name for name in CHARTED if f"val/{name}" in names]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 data = getattr(trainer, "datamodule", None)
-                # The metric is only named here; its values come with each validation.
-                for summary in hparams(_settings({**gan.hparams, **getattr(data, "hparams", {})}), {METRIC: 0.0}):
+                for summary in hparams(_settings({**gan.hparams, **getattr(data, "hparams", {})}), metrics):
                     logger.experiment.file_writer.add_summary(summary)
-                logger.experiment.add_custom_scalars(_layout(gan.loss.readings, [name for name, _ in gan.batch_norms()]))
+                batch_norms = [name for name, _ in gan.batch_norms()]
+                logger.experiment.add_custom_scalars(_layout(gan.loss.readings, charted, batch_norms))
 
 
 def _settings(hyperparameters: dict[str, object]) -> dict[str, bool | int | float | str]:
@@ -41,16 +45,17 @@ def _settings(hyperparameters: dict[str, object]) -> dict[str, bool | int | floa
     }
 
 
-def _layout(readings: Sequence[str], batch_norms: Sequence[str]) -> Layout:
-    """Return the charts of a GAN whose loss has these readings of D and whose batch norm layers have these names."""
+def _layout(readings: Sequence[str], metrics: Sequence[str], batch_norms: Sequence[str]) -> Layout:
+    """Return the charts of a GAN whose loss has these readings of D, by names of metrics and of batch norm layers."""
     layout: Layout = {
         "G and D": {
             "losses": _together("train/d_loss", "train/g_loss"),
             READINGS[readings[0]]: _together(*(f"train/{reading}" for reading in readings)),
             "gradient norms": _together("train/d_grad_norm", "train/g_grad_norm"),
         },
-        "Quality": {name: _together(f"val/{name}", *(f"{other}/{name}" for other in BESIDE)) for name in CHARTED},
     }
+    if metrics:
+        layout["Quality"] = {name: _together(f"val/{name}", *(f"{other}/{name}" for other in BESIDE)) for name in metrics}
     if batch_norms:
         layout["Batch norm, G and D"] = {
             "batch against running statistics (KL, nats), and its floor": _together(

@@ -1,150 +1,139 @@
-"""A person's own pictures: any file type that Pillow reads, in one folder or one folder per class."""
+"""Which files of a folder are pictures, which of them are held out, and of which class each is."""
 
-import math
-import sys
-from collections.abc import Iterable, Sequence
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, NoReturn
 
-import numpy as np
-import torch
-from PIL import Image
-from rich.progress import track
-from torch import Tensor
-from torch.utils.data import Subset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import functional as tv
-
-from bngan.data.datasets import Labelled
+from bngan.data.decode import formats
+from bngan.distributed import print0
 from bngan.errors import UsageError
-from bngan.rng import generator
 
-HELD_OUT_FRACTION, HELD_OUT_SEED = 0.1, 0
+HELD_OUT_FRACTION = 0.1
+TRAINING_FOLDERS = {"train", "training"}
+HELD_OUT_FOLDERS = {"val", "valid", "validation", "test", "testing"}
+LITTER = {"__macosx", "thumbs.db", "desktop.ini"}  # what systems leave in folders, beside hidden files
+LISTED = 8  # classes, or kinds of files, in a message
 
-Item = TypeVar("Item")
 
-
-class Pictures(ImageFolder):
-    """Pictures under `folder`, as uint8 (C, H, W) with the index of their class folder, 0 where there is none.
+class Listing(NamedTuple):
+    """The pictures' files in a folder.
 
     Args:
-        folder: searched with its subfolders.
-        size: side to which each picture's shorter side is resized before its centre is cut out; None keeps the native
-            size, which all pictures must then share and which must be square.
-        channels: 1 for grey, 3 for colour; None takes the first picture's.
+        paths: those to train with before those held out.
+        labels: number of each one's class, 0 where there are no classes.
+        training: how many there are to train with.
+    """
+
+    paths: list[str]
+    labels: list[int]
+    training: int
+
+
+def find(folder: Path) -> Listing:
+    """Find the pictures in a folder and its subfolders, and say what is made of them.
+
+    Where there are subfolders train and val, say, they tell what is held out. Else each file's name tells, so that the others
+    stay where they are when pictures are added. Where all pictures lie in subfolders, each of these is a class.
 
     Raises:
-        UsageError: if there are no pictures, if they differ in size and no size is given, or if one cannot be read.
+        UsageError: if there are fewer than two pictures, or a folder cannot be read.
     """
-
-    def __init__(self, folder: Path, size: int | None = None, channels: int | None = None) -> None:
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}; give one with pictures by --data.folder")
-        try:
-            super().__init__(str(folder), allow_empty=True)
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be read ({error.strerror}); allow it, or give another --data.folder") from error
-        if not self.samples:
-            raise UsageError(f"{folder} holds no pictures; png, jpg, bmp, webp and tif are found, also in subfolders")
-        with _opened(self.samples[0][0]) as first:
-            self.channels = channels or (1 if first.mode in ("1", "L", "LA", "I") or first.mode.startswith("I;16") else 3)
-            width, height = first.size
-        self.resize = size is not None
-        if size is None:
-            self._check_one_size((width, height))
-            size = width
-        self.image_shape = (self.channels, size, size)
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Take each subfolder as a class, or everything as one where there are none or pictures lie beside them."""
-        entries = [path for path in Path(directory).iterdir() if not path.name.startswith(".")]
-        loose = any(path.suffix.lower() in IMG_EXTENSIONS for path in entries if path.is_file())
-        classes = [""] if loose else sorted(path.name for path in entries if path.is_dir()) or [""]
-        return classes, {name: index for index, name in enumerate(classes)}
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
-        with _opened(path) as picture:
-            try:
-                image = tv.pil_to_tensor(_eight_bit(picture).convert("L" if self.channels == 1 else "RGB"))
-            except (OSError, SyntaxError) as error:  # Pillow calls what is wrong within a PNG its syntax
-                raise UsageError(f"{path} is damaged ({error}); repair or remove it") from error
-        size = self.image_shape[-1]
-        if self.resize:
-            image = tv.center_crop(tv.resize(image, [size], antialias=True), [size, size])
-        return image.contiguous(), label
-
-    def _check_one_size(self, expected: tuple[int, int]) -> None:
-        remedy = "give --data.image_size 64, say, and every picture is resized and its centre cut out"
-        if expected[0] != expected[1]:
-            raise UsageError(f"{self.samples[0][0]} is {expected[0]} x {expected[1]}, not square: {remedy}")
-        for path, _ in _watched(self.samples, "looking at pictures"):
-            with _opened(path) as picture:
-                if picture.size != expected:
-                    raise UsageError(
-                        f"pictures of different sizes: {self.samples[0][0]} is {expected[0]} x {expected[1]}, {path} is "
-                        f"{picture.size[0]} x {picture.size[1]}; {remedy}"
-                    )
+    names = _pictures(folder)
+    paths = _without_common_folder([name.split("/") for name in names])
+    tops = [path[0] if len(path) > 1 else "" for path in paths]
+    training, held_out = (Counter(top for top in tops if top.lower() in kind) for kind in (TRAINING_FOLDERS, HELD_OUT_FOLDERS))
+    if split := bool(training and held_out):
+        beside = len(paths) - training.total() - held_out.total()
+        left_out = f"; {beside} beside these folders are left out" if beside else ""
+        print0(f"Pictures to train with: {_listed(training)}; held out: {_listed(held_out)}{left_out}")
+        first, second = ([row for row, top in enumerate(tops) if top in part] for part in (training, held_out))
+    else:
+        first, second = _divided(names)
+    rows = [*first, *second]
+    labels = _labels([paths[row][split:] for row in rows], len(first) if split else 0)
+    return Listing([str(folder / names[row]) for row in rows], labels, len(first))
 
 
-class PicturesPart(Subset[tuple[Tensor, int]]):
-    """Some of a folder's pictures: those to train with, or those held out.
-
-    Args:
-        pictures: all pictures of the folder.
-        rows: which of them are in this part.
-    """
-
-    def __init__(self, pictures: Pictures, rows: Sequence[int]) -> None:
-        super().__init__(pictures, rows)
-        self.image_shape = pictures.image_shape
-        self.nbytes = len(rows) * math.prod(pictures.image_shape)
-        self.labels = torch.tensor([pictures.targets[row] for row in rows], dtype=torch.long)  # (N,)
-
-    def read(self, rows: Sequence[int]) -> Labelled:
-        """Return pictures of this part, by their place in it, as uint8 (n, C, H, W), with their labels (n,)."""
-        images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
-        for target, row in zip(images, _watched(rows, "reading pictures"), strict=True):
-            target.copy_(self[row][0])
-        return Labelled(images, self.labels[list(rows)])
-
-
-def divide(folder: Path, size: int | None, channels: int | None) -> tuple[PicturesPart, PicturesPart]:
-    """Return the pictures to train with and those held out; arguments and errors are those of Pictures.
-
-    Where there are subfolders train and test, they tell which is which. Else a tenth is held out, the same whatever a run's
-    seed: a run that goes on with another one must not train on them.
-    """
-    if all((folder / part).is_dir() for part in ("train", "test")):
-        train = Pictures(folder / "train", size, channels)
-        test = Pictures(folder / "test", size, train.channels)
-        if train.image_shape != test.image_shape:
-            raise UsageError(
-                f"pictures of different sizes: those in {train.root} have sides of {train.image_shape[-1]}, those in "
-                f"{test.root} of {test.image_shape[-1]}; give --data.image_size 64, say, to bring all to one size"
-            )
-        return PicturesPart(train, range(len(train))), PicturesPart(test, range(len(test)))
-    pictures = Pictures(folder, size, channels)
-    if len(pictures) < 2:
+def _pictures(folder: Path) -> list[str]:
+    """Return the paths of all pictures within the folder, in a fixed order."""
+    known = set(chain.from_iterable(formats().values()))
+    suffixes = {name: Path(name).suffix.lower() for name in sorted(_files(folder))}
+    names = [name for name, suffix in suffixes.items() if suffix in known]
+    others = Counter(suffix or "without a suffix" for suffix in suffixes.values() if suffix not in known)
+    if not names:
+        found = f" (but {_listed(others)})" if others else ""
+        raise UsageError(f"{folder} holds no pictures that can be read here{found}; give one with png or jpg files, say")
+    if others:
+        print0(f"{others.total()} file{'s' * (others.total() > 1)} left out: {_listed(others)}")
+    if len(names) == 1:
         raise UsageError(f"{folder} holds one picture; at least 2 are needed, to train and to hold out")
-    order = torch.randperm(len(pictures), generator=generator(HELD_OUT_SEED)).tolist()
-    held_out = max(1, round(HELD_OUT_FRACTION * len(pictures)))
-    return PicturesPart(pictures, sorted(order[held_out:])), PicturesPart(pictures, sorted(order[:held_out]))
+    return names
 
 
-def _watched(items: Sequence[Item], doing: str) -> Iterable[Item]:
-    """Show on a terminal how far it is."""
-    return track(items, description=doing, disable=not sys.stderr.isatty())
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the path within the folder, with slashes, of each file that a person would see there."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; give one with pictures by --data.folder")
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UsageError(
+            f"{error.filename} cannot be read ({error.strerror}); allow it, or give another --data.folder"
+        ) from error
+
+    visited: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:  # links may go round in a circle
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if _is_seen(name))
+        within = Path(place).relative_to(folder)
+        yield from ((within / name).as_posix() for name in files if _is_seen(name))
 
 
-def _opened(path: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path} is not a picture that can be read ({error}); repair or remove it") from error
+def _is_seen(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in LITTER
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    # Pillow's own conversion turns every value above 255 of 65535 white.
-    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if picture.mode.startswith("I;16") else picture
+def _without_common_folder(paths: list[list[str]]) -> list[list[str]]:
+    """Leave out folders that hold all the pictures, as archives have them."""
+    while len({path[0] for path in paths}) == 1 and all(len(path) > 1 for path in paths):
+        paths = [path[1:] for path in paths]
+    return paths
+
+
+def _divided(names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the rows to train with and those held out, about a tenth: the same whatever the seed, for runs that go on."""
+
+    def draw(row: int) -> float:
+        return int.from_bytes(hashlib.sha256(os.fsencode(names[row])).digest()[:8], "big") / 2**64
+
+    rows = sorted(range(len(names)), key=draw)
+    held_out = sum(draw(row) < HELD_OUT_FRACTION for row in rows)
+    held_out = min(max(held_out, 1), len(rows) - 1)
+    return sorted(rows[held_out:]), sorted(rows[:held_out])
+
+
+def _labels(paths: list[list[str]], part: int) -> list[int]:
+    """Number the pictures' outermost folders; the first `part` pictures, or the others, have none if one lies beside these."""
+    paths = _without_common_folder(paths)
+    names: list[str] = []
+    for some in (paths[:part], paths[part:]):
+        loose = any(len(path) == 1 for path in some)
+        names += ["" if loose else path[0] for path in some]
+    counts = Counter(name for name in names if name)
+    if len(counts) > 1:
+        print0(f"{len(counts)} classes: {_listed(counts)}")
+    numbers = {"": 0} | {name: number for number, name in enumerate(sorted(counts))}
+    return [numbers[name] for name in names]
+
+
+def _listed(counts: dict[str, int]) -> str:
+    """Name the most frequent with their counts."""
+    named = [f"{count} {name}" for name, count in Counter(counts).most_common(LISTED)]
+    return ", ".join(named) + (f", and {len(counts) - LISTED} more" if len(counts) > LISTED else "")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bngan.distributed import print0
 from bngan.errors import UsageError
 from bngan.images import to_minus1_1
 from bngan.rng import Stream, generator
@@ -84,11 +85,13 @@ class ShardedBatches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data: the epoch, and how many of its batches were given out."""
-        return {"epoch": self.epoch, "batches": self._given_out}
+        """Return the place in the data: the epoch, how many of its batches were given out, and how many rows there are."""
+        return {"epoch": self.epoch, "batches": self._given_out, "rows": self.num_rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from that place."""
+        """Continue from that place, and say so if there are not as many rows now, as when pictures were added."""
+        if (rows := state.get("rows", self.num_rows)) != self.num_rows:
+            print0(f"There are {self.num_rows} images to train with, and were {rows} in the run")
         self._resumed = state["epoch"], state["batches"]
         self._given_out = state["batches"]
         self.set_epoch(state["epoch"])
@@ -158,4 +161,7 @@ class PictureLoader(_Resumable, DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         # The workers must not start before the first batch is asked for: only then is the epoch known.
-        yield from self.batches.counted(super().__iter__())
+        try:
+            yield from self.batches.counted(super().__iter__())
+        except UsageError as error:  # torch puts the worker's whole traceback before what it says
+            raise UsageError(str(error).rpartition("UsageError: ")[2].strip()) from error

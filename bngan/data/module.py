@@ -1,25 +1,28 @@
 """The LightningDataModule: from a data set's name to batches of images in [-1, 1]."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import ImageColor
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from bngan import distributed
 from bngan.data.datasets import CHUNK, DATASETS, Labelled
-from bngan.data.folder import PicturesPart, divide
 from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader
+from bngan.data.pictures import OnDamaged, Pictures, PicturesPart
+from bngan.distributed import print0
 from bngan.errors import UsageError, check_at_least
 from bngan.images import to_minus1_1
 from bngan.rng import generator
 
 Name = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "emnist_digits", "folder"]
-MANY = 5_000  # pictures that take more than an instant to read
+MAX_EVAL_BYTES = 256e6  # of the images of a batch of validation
 SUBSET_SEED = 0
 
 
@@ -32,13 +35,16 @@ class ImageDataModule(LightningDataModule):
         name: mnist, fashion_mnist, kmnist, emnist_letters, emnist_balanced, emnist_digits or folder.
         root: folder for the named data sets' files.
         folder: folder of your own pictures, with or without subfolders, for name folder. A tenth of them is held out, or
-            what is in its subfolder test where there are train and test.
+            what is in its subfolders val and test where there are train and one of these.
         image_size: side of the square images; unset keeps the native size.
-        channels: 1 for grey or 3 for colour, for name folder; unset takes the first picture's.
+        channels: 1 for grey or 3 for colour, for name folder; unset takes colour if any picture has it.
+        background: colour that is seen where your own pictures are transparent: white, #808080, or as Pillow knows them.
+        on_damaged: what to do about pictures that cannot be read: refuse, which names them all, or skip.
         batch_size: images per update of a network, over all devices together.
-        eval_batch_size: images per batch of validation and test.
+        eval_batch_size: images per batch of validation, test and predict; fewer where they are large.
         num_workers: processes that read a folder too large to hold in memory.
-        in_memory_gb: largest size, in GB, of images that are held in memory, on the accelerator where they fit.
+        in_memory_gb: largest size, in GB, of all pictures of a folder together that are held in memory, on the accelerator
+            where they fit.
         predict_samples: how many images predict makes.
         seed: seed of the training order.
         n_critic: updates of D in an iteration, for each of which a batch has batch_size images; the command line takes it
@@ -55,6 +61,8 @@ class ImageDataModule(LightningDataModule):
         folder: str | None = None,
         image_size: int | None = None,
         channels: int | None = None,
+        background: str = "white",
+        on_damaged: OnDamaged = "refuse",
         batch_size: int = 128,
         eval_batch_size: int = 500,
         num_workers: int = 2,
@@ -76,9 +84,17 @@ class ImageDataModule(LightningDataModule):
         check_at_least(4, image_size=image_size)
         if channels not in (None, 1, 3):
             raise UsageError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+        if on_damaged not in ("refuse", "skip"):
+            raise UsageError(f"on_damaged must be refuse or skip, got {on_damaged!r}")
+        self.background = _rgb(background)
+        if name != "folder" and channels not in (None, own := DATASETS[name].image_shape[0]):
+            raise UsageError(f"the images of {name} have {own} channel; leave --data.channels out")
+        if name != "folder" and (background, on_damaged) != ("white", "refuse"):
+            raise UsageError("--data.background and --data.on_damaged are for --data.name folder; leave them out")
         self.data_name, self.root = name, Path(root)
         self.folder = None if folder is None else Path(folder)
         self.image_size, self.channels = image_size, channels
+        self.on_damaged: OnDamaged = on_damaged
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.in_memory_gb = num_workers, in_memory_gb
         self.predict_samples, self.seed, self.n_critic = predict_samples, seed, n_critic
@@ -87,8 +103,8 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of one image; for a folder it is read off the pictures."""
-        if (part := self._part(train=True)) is not None:
-            return part.image_shape
+        if self.folder is not None:
+            return self._pictures.image_shape
         channels, height, width = DATASETS[self.data_name].image_shape
         return (channels, self.image_size or height, self.image_size or width)
 
@@ -113,13 +129,13 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> TensorLoader | PictureLoader:
         """Return the loader of the held-out images."""
-        return self._loader(self.eval_batch_size, train=False)
+        return self._loader(self._eval_rows(), train=False)
 
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader:
         """Return the numbers of the samples that predict makes, in batches."""
-        rows = self._batches(self.predict_samples, self.eval_batch_size, train=False)
+        rows = self._batches(self.predict_samples, self._eval_rows(), train=False)
         return DataLoader(cast(Dataset[int], range(self.predict_samples)), batch_sampler=rows)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -131,9 +147,10 @@ class ImageDataModule(LightningDataModule):
 
     def load(self, *, train: bool) -> Labelled:
         """Return all training or held-out images as one uint8 tensor (N, C, H, W), with labels (N,)."""
+        if (part := self._part(train=train)) is not None:
+            return part.read(range(len(part))) if part.images is None else Labelled(part.images, part.labels)
         if train not in self._loaded:
-            part = self._part(train=train)
-            self._loaded[train] = self._load_named(train=train) if part is None else self._load_pictures(part)
+            self._loaded[train] = self._load_named(train=train)
         return self._loaded[train]
 
     def labels(self, *, train: bool) -> Tensor:
@@ -155,8 +172,7 @@ class ImageDataModule(LightningDataModule):
         kept = torch.ones(len(labels), dtype=torch.bool) if without is None else labels != without
         kept[drawn(torch.arange(len(labels)), skip)] = False
         chosen = drawn(kept.nonzero().flatten(), count)
-        part = self._part(train=train)
-        if part is not None and train not in self._loaded:
+        if (part := self._part(train=train)) is not None:
             return part.read(chosen.tolist())
         return Labelled(self.load(train=train).images[chosen], labels[chosen])
 
@@ -164,16 +180,20 @@ class ImageDataModule(LightningDataModule):
         images, labels = DATASETS[self.data_name].load(self.root, train=train)
         return Labelled(images if images.shape[1:] == self.image_shape else _resized(images, self.image_shape), labels)
 
-    def _load_pictures(self, part: PicturesPart) -> Labelled:
-        if len(part) >= MANY and distributed.rank() == 0:
-            print(f"Reads {len(part):,} pictures from {self.folder}", flush=True)
-        return part.read(range(len(part)))
+    @cached_property
+    def _pictures(self) -> Pictures:
+        """The folder's pictures: where they are, and of what shape."""
+        assert self.folder is not None
+        return Pictures(self.folder, self.image_size, self.channels, self.background)
 
     @cached_property
     def _parts(self) -> tuple[PicturesPart, PicturesPart]:
-        """The folder's pictures, found once: to know their size each is opened."""
-        assert self.folder is not None
-        return divide(self.folder, self.image_size, self.channels)
+        """The folder's pictures to train with and those held out, once all have been read."""
+        pictures = self._pictures
+        hold = pictures.nbytes <= self.in_memory_gb * 1e9
+        pictures.read_all(hold=hold, on_damaged=self.on_damaged, num_workers=self.num_workers)
+        training, everything = pictures.training, len(pictures)
+        return PicturesPart(pictures, range(training)), PicturesPart(pictures, range(training, everything))
 
     def _part(self, *, train: bool) -> PicturesPart | None:
         """Return the folder's pictures to train with or those held out, or None where the data set is a named one."""
@@ -181,10 +201,19 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, batch_size: int, *, train: bool) -> TensorLoader | PictureLoader:
         part = self._part(train=train)
-        if part is not None and part.nbytes > self.in_memory_gb * 1e9:
+        if part is not None and part.images is None:
             return PictureLoader(part, self._batches(len(part), batch_size, train=train), self.num_workers)
         source = self.load(train=train)
         return TensorLoader(*self._placed(source), self._batches(len(source.labels), batch_size, train=train))
+
+    def _eval_rows(self) -> int:
+        """Return the size of a batch of validation: what is asked for, or as many images as take a bounded memory."""
+        fitting = max(1, int(MAX_EVAL_BYTES / (4 * math.prod(self.image_shape))))  # float32
+        if fitting < self.eval_batch_size:
+            print0(
+                f"Batches of validation have {fitting} images, not {self.eval_batch_size}: more would be too large for memory"
+            )
+        return min(fitting, self.eval_batch_size)
 
     def _batches(self, num_rows: int, batch_size: int, *, train: bool) -> ShardedBatches:
         rank, ranks = distributed.rank(), distributed.world_size()
@@ -201,6 +230,13 @@ class ImageDataModule(LightningDataModule):
         if device.type != "cuda" or source.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
             return source
         return Labelled(source.images.to(device), source.labels.to(device))
+
+
+def _rgb(background: str) -> tuple[int, ...]:
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except ValueError as error:
+        raise UsageError(f"background must be a colour such as white, black or #808080, got {background!r}") from error
 
 
 def _resized(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

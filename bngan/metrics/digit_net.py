@@ -40,7 +40,7 @@ class DigitNet(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
             raise UsageError(
                 f"the digit net takes images of shape (N, 1, 28, 28), not {tuple(images.shape)}; for others give "
-                "--metrics.feature inception, or a network of your own"
+                "--metrics.feature auto, with --override where a run goes on"
             )
         x = F.relu(self.conv1(images))
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)

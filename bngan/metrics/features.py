@@ -1,7 +1,12 @@
-"""The networks whose features metrics compare: the pinned digit net, Inception, or anyone's own."""
+"""The networks whose features metrics compare: the pinned digit net, Inception, random filters, or anyone's own."""
 
 import os
+import pickle
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -10,9 +15,11 @@ from torch import Tensor, nn
 
 from bngan.errors import UsageError
 from bngan.metrics.digit_net import load_digit_net
+from bngan.metrics.random_net import RandomNet
 
-NAMES = ("digits", "inception")
+NAMES = ("auto", "digits", "inception", "random")
 ROUNDING = 1e-3
+DOWNLOAD_SECONDS = 10.0  # without an answer
 
 
 class Classifier(Protocol):
@@ -31,12 +38,16 @@ class FeatureNet(nn.Module):
     Args:
         name: what it is called in messages and caches.
         net: maps images (N, C, H, W) in [-1, 1] to features (N, d). If it is a Classifier too, samples are counted by class.
+
+    Attributes:
+        knows_images: whether it was trained, so that the Frechet distance of its features may be called FID.
     """
 
     def __init__(self, name: str, net: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.net = net.requires_grad_(False)
+        self.knows_images = not isinstance(net, RandomNet)
         self.num_classes: int | None = getattr(net, "num_classes", None) if hasattr(net, "logits") else None
         self.eval()
 
@@ -75,7 +86,7 @@ class FeatureNet(nn.Module):
         outputs = self(images)
         if self.num_classes is not None:
             outputs = torch.cat([outputs, self.logits(outputs)], dim=1)
-        outputs = outputs.double().cpu()
+        outputs = outputs.cpu().double()
         return outputs @ torch.randn(outputs.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.double)
 
 
@@ -83,7 +94,7 @@ class Inception(nn.Module):
     """torchmetrics' Inception-v3 (2048 features) for images in [-1, 1], grey or colour; its weights are downloaded.
 
     Raises:
-        UsageError: if the package that defines it is not installed, or its weights cannot be had.
+        UsageError: if the package that defines it is not installed, or its weights cannot be had or are damaged.
     """
 
     def __init__(self) -> None:
@@ -91,14 +102,19 @@ class Inception(nn.Module):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         try:
-            self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+            with _answer_within(DOWNLOAD_SECONDS):
+                self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         except ModuleNotFoundError as error:
             raise UsageError(
                 "--metrics.feature inception needs the package torch-fidelity: pip install torch-fidelity"
             ) from error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise UsageError(
-                f"Inception's weights could not be downloaded ({error}); connect to a network, or use --metrics.feature digits"
+                f"Inception's weights could not be downloaded ({error}); connect to a network, or use --metrics.feature random"
+            ) from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UsageError(
+                f"Inception's weights in {torch.hub.get_dir()}/checkpoints are damaged; delete them, to download them anew"
             ) from error
 
     def forward(self, images: Tensor) -> Tensor:
@@ -107,17 +123,46 @@ class Inception(nn.Module):
         return self.net(pixels.expand(-1, 3, -1, -1))
 
 
+@contextmanager
+def _answer_within(seconds: float) -> Iterator[None]:
+    """Within the block an address that does not answer for so long is given up, where Python would wait for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def choose_feature(channels: int, *, digits: bool, on_processor: bool) -> tuple[str, str]:
+    """Return the name of the feature net that goes with such images, and why.
+
+    Args:
+        channels: of the images, 1 or 3.
+        digits: whether they are those that the digit net knows.
+        on_processor: whether there is no accelerator, without which Inception takes hours.
+    """
+    if digits:
+        return "digits", "the images are grey digits of 28 x 28"
+    if channels == 1:
+        return "random", "the images are grey, and no digits of 28 x 28"
+    if on_processor:
+        return "random", "inception, for colour pictures, takes hours on a processor"
+    try:
+        Inception()
+    except UsageError as error:
+        return "random", f"inception, for colour pictures, cannot be had ({error})"
+    return "inception", "the images are colour pictures"
+
+
 def load_feature_net(name: str) -> FeatureNet:
-    """Return the feature net of that name: digits, inception, or package.module.Class, built without arguments.
+    """Return the feature net of that name: digits, inception, random, or package.module.Class, built without arguments.
 
     Raises:
-        UsageError: if there is none, if it cannot be built, or if its weights cannot be had or are corrupt.
+        UsageError: if there is none, if it cannot be built, or if its weights cannot be had or are damaged.
     """
-    if name == "digits":
-        return FeatureNet(name, load_digit_net())
-    if name == "inception":
-        return FeatureNet(name, Inception())
-    return FeatureNet(name, _build(name))
+    known = {"digits": load_digit_net, "inception": Inception, "random": RandomNet}
+    return FeatureNet(name, known[name]() if name in known else _build(name))
 
 
 def _build(name: str) -> nn.Module:

@@ -32,6 +32,8 @@ class KID(FeaturePairs):
         chunk: rows of kernels held at a time.
     """
 
+    names = ("kid", "kid_se")
+
     def __init__(self, chunk: int = 100) -> None:
         super().__init__()
         self.chunk = chunk

@@ -13,6 +13,7 @@ class ClassHistogram(Metric):
         threshold: fraction of an equal share of the samples, 1 / num_classes, from which on a class counts as covered.
     """
 
+    names = ("modes_covered", "modes_seen", "class_kl", "confidence")
     full_state_update = False
     counts: Tensor
     certainty: Tensor

@@ -19,6 +19,8 @@ class PRDC(FeaturePairs):
         chunk: rows of distances held at a time; never more than two blocks of chunk x images.
     """
 
+    names = ("precision", "recall", "density", "coverage")
+
     def __init__(self, pr_neighbours: int = 3, dc_neighbours: int = 5, chunk: int = 50) -> None:
         super().__init__()
         self.pr_neighbours, self.dc_neighbours, self.chunk = pr_neighbours, dc_neighbours, chunk

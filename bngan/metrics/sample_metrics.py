@@ -17,13 +17,15 @@ AT_ONCE = 50  # images given to the feature net, which holds many times their me
 class SampleMetrics:
     """FID, KID, precision, recall, density, coverage and, where the net has classes, modes, class KL and confidence.
 
+    Of a net that knows no images FID is called `distance`, and there is no KID.
+
     Real images are given once; each `measure` compares other images with them. On several ranks each gives its own part and
     all get the same values.
 
     Args:
         net: the feature net.
         image_shape: (C, H, W) of the images.
-        device: where features are kept and compared.
+        device: where images pass the net, and where their features are compared unless it has no float64.
         mode_threshold: threshold of ClassHistogram.
 
     Raises:
@@ -38,10 +40,14 @@ class SampleMetrics:
         mode_threshold: float = 0.05,
     ) -> None:
         self.net, self.device = net.to(device), torch.device(device)
-        self._no_features = net(torch.zeros(1, *image_shape, device=device))[:0]  # (0, d)
-        self._fid = FrechetInceptionDistance(feature=_Features(self.num_features), reset_real_features=False).to(device)
-        self._kid, self._prdc = KID().to(device), PRDC().to(device)
-        self._classes = None if net.num_classes is None else ClassHistogram(net.num_classes, mode_threshold).to(device)
+        self._compared_on = torch.device("cpu") if self.device.type == "mps" else self.device
+        self._no_features = net(torch.zeros(1, *image_shape, device=self.device))[:0]  # (0, d)
+        self.distance = "fid" if net.knows_images else "distance"
+        frechet = FrechetInceptionDistance(feature=_Features(self.num_features), reset_real_features=False)
+        self._frechet = frechet.to(self._compared_on)
+        self._pairs = [metric.to(self._compared_on) for metric in ([KID(), PRDC()] if net.knows_images else [PRDC()])]
+        histograms = [] if net.num_classes is None else [ClassHistogram(net.num_classes, mode_threshold)]
+        self._histograms = [histogram.to(self._compared_on) for histogram in histograms]
         # Each rank takes none first: one that gets no images at all would leave the others waiting, or not know what to answer.
         self._take(self._no_features, real=True)
 
@@ -50,44 +56,49 @@ class SampleMetrics:
         """Features per image."""
         return self._no_features.shape[1]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the metrics that are measured."""
+        return [self.distance, *(name for metric in (*self._pairs, *self._histograms) for name in metric.names)]
+
     def set_real(self, chunks: Iterable[Tensor]) -> None:
         """Take this rank's part of the real images: chunks of images (N, C, H, W) in [-1, 1]."""
         for images in chunks:
             self._update(images, real=True)
 
-    def measure(self, chunks: Iterable[Tensor], *, fid_alone: bool = False) -> dict[str, float]:
+    def measure(self, chunks: Iterable[Tensor], *, distance_alone: bool = False) -> dict[str, float]:
         """Return the metrics of images in chunks like those of set_real, of which this is this rank's part.
 
-        With `fid_alone` the others, which take most of the time, are left out.
+        With `distance_alone` the others, which take most of the time, are left out.
 
         Raises:
             UsageError: if there are too few images.
             ValueError: if they have another shape or range than the net takes.
         """
-        for metric in (self._fid, self._kid, self._prdc, self._classes):
-            if metric is not None:
-                metric.reset()
+        for metric in (self._frechet, *self._pairs, *self._histograms):
+            metric.reset()
         self._take(self._no_features, real=False)
         for images in chunks:
             self._update(images, real=False)
-        if fid_alone:
-            return {"fid": float(self._fid.compute())}
-        prdc = self._prdc.compute()  # first, since it says clearly when there are too few images
-        values = {"fid": self._fid.compute(), **self._kid.compute(), **prdc}
-        if self._classes is not None:
-            values |= self._classes.compute()
-        return {name: float(value) for name, value in values.items()}
+        if distance_alone:
+            return {self.distance: float(self._frechet.compute())}
+        values: dict[str, Tensor] = {}
+        for metric in (*self._pairs, *self._histograms):  # first, since pairs say clearly when there are too few images
+            values |= metric.compute()
+        values[self.distance] = self._frechet.compute()
+        return {name: float(values[name]) for name in self.names}
 
     def _update(self, images: Tensor, *, real: bool) -> None:
         features = torch.cat([self.net(some) for some in images.to(self.device).split(AT_ONCE)])  # (N, d)
         self._take(features, real=real)
 
     def _take(self, features: Tensor, *, real: bool) -> None:
-        self._fid.update(features.double(), real=real)
-        self._kid.update(features, real=real)
-        self._prdc.update(features, real=real)
-        if self._classes is not None and not real:
-            self._classes.update(self.net.logits(features))
+        for histogram in () if real else self._histograms:
+            histogram.update(self.net.logits(features).to(self._compared_on))
+        features = features.to(self._compared_on)
+        self._frechet.update(features.double(), real=real)
+        for metric in self._pairs:
+            metric.update(features, real=real)
 
 
 class _Features(nn.Identity):

@@ -14,13 +14,17 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
 
-from bngan.callbacks import MeasureSamples
+from bngan import GAN
+from bngan.callbacks import BatchNormStatistics, MeasureSamples
+from bngan.callbacks.monitor import measured as measured_by
 from bngan.cli import main
 from bngan.data import ImageDataModule
 from bngan.errors import UsageError
+from bngan.sampler import Sampler
 from tests.conftest import only_run
-from tests.pictures import module_of, picture
+from tests.pictures import COLOUR, GREY, module_of, picture
 from tests.test_gan import tiny, trainer
 
 FEW = ("--metrics.num_samples=200", "--trainer.accelerator=cpu")
@@ -170,7 +174,8 @@ def test_damaged_floors_are_told_in_a_line_and_written_anew(
 def test_a_network_of_ones_own_measures_without_classes(trained: Trained, own_root: Path, tmp_path: Path) -> None:
     feature = "--metrics.feature=tests.features.Pooled"
     report, _ = measured("test", trained, own_root, tmp_path / "runs", feature)
-    assert set(report) == {"iteration", "num_samples", "seeds", *PAIRWISE}
+    assert set(report) == {"iteration", "num_samples", "feature", "seeds", *PAIRWISE}
+    assert report["feature"] == "tests.features.Pooled"
     assert report["fid"]["mean"] > 3 * report["fid"]["floor"] > 0
     digits, _ = measured("test", trained, own_root, tmp_path / "digits")
     assert digits["fid"]["mean"] != pytest.approx(report["fid"]["mean"], rel=1e-2)
@@ -258,17 +263,144 @@ def test_no_samples_are_measured_where_none_are_asked_for(tmp_path: Path) -> Non
     assert "val/fid" in validated(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), data)
 
 
-@pytest.mark.parametrize("size", [None, 32])
-def test_images_that_the_digit_net_does_not_know_are_told_and_not_measured(
-    size: int | None, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def small_pictures(folder: Path, *, channels: int) -> ImageDataModule:
+    for number in range(100):
+        picture(folder / f"{number}.png", COLOUR if channels == 3 else GREY)
+    return module_of(folder)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_auto_takes_the_digit_net_for_the_digits_it_knows(
+    known: bool, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = size is None
-    data = ImageDataModule(root=str(mnist_root), image_size=size)
-    found = validated(tmp_path, MeasureSamples(num_samples=200), data)
-    assert ("val/fid" in found) == known
-    assert ("Samples are not measured: the digit net knows 28 x 28 grey digits only" in capsys.readouterr().out) != known
-    letters = validated(tmp_path, MeasureSamples(num_samples=200), module_of(pictures(tmp_path / "pictures", 100)))
-    assert "val/fid" not in letters
+    """And not for pictures of the same size."""
+    for number in range(0 if known else 40):
+        picture(tmp_path / "pictures" / f"{number}.png", size=(28, 28))
+    callback = MeasureSamples(num_samples=200)
+    data = ImageDataModule(root=str(mnist_root)) if known else module_of(tmp_path / "pictures")
+    found, output = validated(tmp_path, callback, data), capsys.readouterr().out
+    assert ("--metrics.feature digits: the images are grey digits of 28 x 28." in output) == known
+    assert ("--metrics.feature random: the images are grey, and no digits of 28 x 28." in output) != known
+    assert ("val/fid" in found, "val/kid" in found, "val/distance" in found) == (known, known, not known)
+    assert callback.state_dict()["feature"] == ("digits" if known else "random")
+
+
+@pytest.mark.parametrize("feature", ["auto", "random"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_own_pictures_get_a_distance_that_is_never_called_fid(
+    channels: int, feature: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = validated(tmp_path, MeasureSamples(feature=feature), small_pictures(tmp_path / "pictures", channels=channels))
+    output = capsys.readouterr().out
+    assert [line for line in output.splitlines() if "FID" in line and "is no FID" not in line] == []
+    assert output.count("The distance of random features is no FID: read it beside its floor and controls.") >= 1
+    assert not {name for name in found if "fid" in name or "kid" in name}
+    for kind in ("val", "floor", "blurred", "repeated"):
+        assert {name for name in found if name.startswith(f"{kind}/")} >= {f"{kind}/distance", f"{kind}/coverage"}
+    assert {"val/distance_running", "val/distance_batch", "val/distance_precise"} <= set(found)
+    assert found["val/distance"] > found["floor/distance"] > 0
+    assert found["val/bn_gap"] == pytest.approx(found["val/distance_running"] - found["val/distance_precise"], rel=1e-3)
+
+
+@pytest.mark.parametrize("held_out", [4, 3])
+@pytest.mark.parametrize(("d_norm", "feature"), [("batch", "auto"), ("none", POOLED)])
+def test_what_will_be_measured_is_known_before_training(d_norm: str, feature: str, held_out: int, tmp_path: Path) -> None:
+    class Known(Callback):
+        names: tuple[str, ...] = ()
+
+        def on_train_start(self, trainer: Trainer, gan: GAN) -> None:
+            self.names = tuple(measured_by(trainer, gan))
+
+    data, known = folder_of(tmp_path, 40, held_out), Known()
+    callbacks = (BatchNormStatistics(), MeasureSamples(num_samples=20, feature=feature), known)
+    run = trainer(tmp_path, *callbacks, max_steps=1, val_check_interval=1, num_sanity_val_steps=0)
+    run.fit(tiny(image_shape=data.image_shape, d_norm=d_norm), datamodule=data)
+    found = [name for name in run.callback_metrics if name.startswith(("val/", "bn/"))]
+    assert sorted(known.names) == sorted(found)
+    assert ("bn/d_shift_blindness" in found) == (held_out == 4), "D is probed on two batches"
+
+
+class Stand(nn.Module):
+    """Stands in for Inception: a picture's pixels."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels[:, :, ::2, ::2].flatten(start_dim=1) / 255
+
+
+def gone(**_: object) -> nn.Module:
+    raise OSError("no route")
+
+
+def test_a_run_that_goes_on_is_measured_by_the_net_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though inception is there, or gone, by then."""
+    data, state = small_pictures(tmp_path / "pictures", channels=3), {"last": {}, "iteration": 3, "seconds": 0.0}
+
+    def go_on(began_with: str, feature: str = "auto") -> dict[str, float]:
+        callback = MeasureSamples(feature=feature)
+        callback.load_state_dict({**state, "feature": began_with})
+        return validated(tmp_path, callback, data)
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Stand)
+    assert "val/distance" in go_on("random")
+    assert "Samples are measured by --metrics.feature random, as before." in capsys.readouterr().out
+    assert "val/fid" in go_on("inception")
+    assert "val/distance" in go_on("inception", feature="random")
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", gone)
+    with pytest.raises(
+        UsageError, match=r"were measured by inception, but now: .*no route.* --override --metrics.feature random"
+    ):
+        go_on("inception")
+
+
+@pytest.mark.parametrize("classes", [(1,), (2,), (5,), (6,), (11,), (1, 1, 1)])
+def test_pictures_too_few_to_measure_are_told_in_a_line_and_train(
+    classes: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label, count in enumerate(classes):
+        pictures(tmp_path / "pictures" / "train" / str(label), count)
+    data = module_of(pictures(tmp_path / "pictures" / "test", 2).parent, batch_size=sum(classes))
+    found = validated(tmp_path, MeasureSamples(), data)
+    comparable = sum(classes) // 2
+    line = "Samples are not measured: metrics compare samples with at least 6 training images and need as many other training "
+    assert f"{line}images for the floor, but there are {comparable} of each.\n" in capsys.readouterr().out
+    assert not {name for name in found if name.startswith(("floor/", "val/distance"))}
+    assert "val/d_loss" in found
+
+
+def test_pictures_that_are_all_the_same_are_measured(tmp_path: Path) -> None:
+    for number in range(30):
+        picture(tmp_path / "pictures" / f"{number}.png", COLOUR, level=7)
+    found = validated(tmp_path, MeasureSamples(), module_of(tmp_path / "pictures"))
+    assert found["floor/distance"] == pytest.approx(0, abs=1e-6)
+    assert found["val/distance"] > 1
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_no_chunk_of_large_images_takes_more_than_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, drawn = module_of(pictures(tmp_path / "pictures", 100)), []
+    whole = Sampler.samples
+
+    def samples(self: Sampler, start: int, stop: int, seed: int) -> Tensor:
+        drawn.append(stop - start)
+        return whole(self, start, stop, seed)
+
+    monkeypatch.setattr(Sampler, "samples", samples)
+    callback = MeasureSamples(num_samples=40, feature=POOLED)
+    unbound = validated(tmp_path, callback, data)
+    assert set(drawn) == {40}
+    drawn.clear()
+    monkeypatch.setattr("bngan.callbacks.metrics.CHUNK_BYTES", 10 * 4 * 64)  # 10 images of 8 x 8
+    assert validated(tmp_path, callback, data) == pytest.approx(unbound, rel=1e-5)
+    assert set(drawn) == {10}
+    drawn.clear()
+    monkeypatch.setattr("bngan.callbacks.metrics.CHUNK_BYTES", 1)
+    validated(tmp_path, callback, data)
+    assert set(drawn) == {1}
 
 
 def folder_of(folder: Path, training: int, held_out: int) -> ImageDataModule:
@@ -298,7 +430,7 @@ def test_fewer_real_images_than_samples_are_told_in_a_line_and_decide_the_number
     fewer = measure(tmp_path, MeasureSamples(num_samples=40, feature=POOLED), data)
     output = capsys.readouterr().out
     assert "Measures 31 samples, not 40: there are no more real images to compare with and for the floor." in output
-    assert "FID of 16 features on 31 images says little: read it beside its floor." in output
+    assert "A distance of 16 features on 31 images says little: read it beside its floor." in output
     assert "31 samples" in output.partition("metric")[2]
     asked = measure(tmp_path, MeasureSamples(num_samples=31, feature=POOLED), data)
     assert "Measures" not in capsys.readouterr().out
@@ -418,4 +550,5 @@ def test_what_was_measured_last_is_kept_with_its_iteration(tmp_path: Path) -> No
     again.load_state_dict({**state, "iteration": 7})
     assert again.state_dict() == {**state, "iteration": 7}
     old.load_state_dict({"last": {"fid": 1.0, "modes": 10.0}, "seconds": 5.0})
-    assert old.state_dict() == {"last": {}, "iteration": 0, "seconds": 5.0}, "version 0.1 compared with other images"
+    forgotten = {"last": {}, "iteration": 0, "seconds": 5.0, "feature": None}
+    assert old.state_dict() == forgotten, "version 0.1 compared with other images"

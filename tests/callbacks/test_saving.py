@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from bngan import GAN, distributed
 from bngan.callbacks import AtomicCheckpointIO, CheckpointSaver
@@ -33,6 +34,102 @@ def test_settings_without_meaning_are_refused_by_name(settings: dict[str, Any], 
     with pytest.raises(UsageError, match=named):
         CheckpointSaver(**settings)
     CheckpointSaver(mode="max", every_n_iterations=1, every_minutes=0.1, keep_all=True)
+
+
+class Measures(Callback):
+    """Measures samples: each validation finds the next of some values."""
+
+    def __init__(self, **values: list[float]) -> None:
+        self.values = values
+
+    def measured(self, trainer: Trainer, gan: GAN) -> list[str]:
+        return [f"val/{name}" for name in self.values]
+
+    def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
+        for name, values in self.values.items():
+            gan.log(f"val/{name}", values.pop(0))
+
+
+Measures.__module__ = "bngan.stand_in"  # whose names are known, unlike those of somebody's own callback
+
+
+def fitted(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
+    """Train for three epochs of an iteration each, with a validation after each."""
+    run = trainer(folder, *callbacks, **{"max_epochs": 3, "enable_checkpointing": True, "num_sanity_val_steps": 0, **settings})
+    run.fit(tiny(), images(batches=1), images(batches=1))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ({"fid": [3.0, 1.0, 2.0]}, 2),
+        ({"distance": [3.0, 2.0, 1.0]}, 3),
+        ({"fid": [1.0, 2.0, 3.0], "distance": [3.0, 2.0, 1.0]}, 1),
+        ({"kid": [1.0, 2.0, 3.0]}, None),
+    ],
+)
+def test_best_is_by_fid_or_by_the_distance_where_there_is_none(
+    values: dict[str, list[float]], best: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = CheckpointSaver()
+    fitted(tmp_path, Measures(**values), saver)
+    assert saver.best_iteration == (best or -1)
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists() == (best is not None)
+    line = "No best.ckpt is kept, because validation does not measure val/fid or val/distance."
+    assert capsys.readouterr().out.count(line) == (best is None)
+
+
+def test_best_of_another_metric_is_no_best_of_this_one(tmp_path: Path) -> None:
+    begun = CheckpointSaver()
+    fitted(tmp_path, Measures(distance=[0.3, 0.2, 0.1]), begun)
+    for values, best in ({"fid": [5.0, 4.0, 6.0]}, 2), ({"distance": [5.0, 4.0, 6.0]}, 3):
+        saver = CheckpointSaver()
+        saver.load_state_dict(begun.state_dict())
+        fitted(tmp_path, Measures(**values), saver)
+        assert saver.best_iteration == best
+    old = {name: value for name, value in begun.state_dict().items() if name != "best_of"}
+    saver.load_state_dict(old)
+    fitted(tmp_path, Measures(fid=[5.0, 4.0, 0.05]), saver)
+    assert (saver.best, saver.best_iteration) == (pytest.approx(0.05), 3)
+
+
+@pytest.mark.parametrize("monitor", ["val/fod", "fid", "train/d_loss", "", "val/d_loss_epoch", "floor/fid"])
+def test_metric_that_is_not_measured_is_refused_before_training(monitor: str, tmp_path: Path) -> None:
+    there = "validation does not measure it; choose from val/d_loss, val/d_pair_accuracy, val/d_pair_prob, val/fid$"
+    for setting, callbacks in (
+        ("--checkpoint.monitor", [CheckpointSaver(monitor=monitor)]),
+        ("--trainer.callbacks EarlyStopping: monitor", [EarlyStopping(monitor), CheckpointSaver()]),
+    ):
+        with pytest.raises(UsageError, match=f"^{setting} {monitor}: {there}"):
+            fitted(tmp_path, Measures(fid=[3.0, 2.0, 1.0]), *callbacks)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("monitor", ["val/fid", "val/d_loss", "val/d_pair_prob"])
+def test_metric_that_is_measured_is_taken(monitor: str, tmp_path: Path) -> None:
+    saver = CheckpointSaver(monitor=monitor)
+    run = fitted(tmp_path, Measures(fid=[3.0, 3.5, 3.6]), EarlyStopping(monitor, patience=1, min_delta=100.0), saver)
+    assert saver.best_iteration > 0
+    assert run.global_step == 2, "stopped early"
+
+
+def test_without_validation_nothing_can_be_monitored(tmp_path: Path) -> None:
+    for callbacks in [CheckpointSaver(monitor="val/fid")], [CheckpointSaver(), EarlyStopping("val/d_loss")]:
+        with pytest.raises(UsageError, match=r"does not measure it; there is no validation, see --trainer.limit_val_batches$"):
+            fitted(tmp_path, Measures(fid=[1.0]), *callbacks, limit_val_batches=0)
+    fitted(tmp_path, CheckpointSaver(), limit_val_batches=0)
+    fitted(tmp_path, CheckpointSaver(), EarlyStopping("val/gone", strict=False), limit_val_batches=0)
+
+
+def test_callback_of_ones_own_may_measure_anything(tmp_path: Path) -> None:
+    class Own(Callback):
+        def on_validation_epoch_end(self, trainer: Trainer, gan: GAN) -> None:
+            gan.log("val/mine", float(trainer.global_step))
+
+    saver = CheckpointSaver(monitor="val/mine", mode="max")
+    fitted(tmp_path, Own(), saver)
+    assert saver.best_iteration == 3
 
 
 def test_no_left_over_of_a_killed_write_stays(tmp_path: Path) -> None:
@@ -97,7 +194,7 @@ def test_ranks_on_gpus_ask_seldom_after_an_iteration_but_always_in_a_validation(
 
 @pytest.mark.parametrize("ending", ["on_train_end", "on_exception"])
 def test_signals_are_taken_for_training_alone_and_not_where_they_are_ignored(ending: str) -> None:
-    trainer: Any = SimpleNamespace(global_step=0, current_epoch=0)
+    trainer: Any = SimpleNamespace(global_step=0, current_epoch=0, callbacks=[])
     gan: Any = None
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -123,7 +220,7 @@ def test_signal_before_training_ends_the_run_with_its_status(tmp_path: Path) -> 
 
 def test_training_outside_the_main_thread_takes_no_signals() -> None:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    trainer: Any = SimpleNamespace(global_step=0, current_epoch=0)
+    trainer: Any = SimpleNamespace(global_step=0, current_epoch=0, callbacks=[])
     gan: Any = None
     failed: list[Exception] = []
 

@@ -14,9 +14,22 @@ from bngan.losses import LOSSES
 from tests.test_gan import images, tiny, trainer
 
 
-def events_of(folder: Path, **settings: Any) -> EventAccumulator:
+class Measured(Callback):
+    """Says that samples are measured."""
+
+    def __init__(self, *metrics: str) -> None:
+        self.metrics = metrics
+
+    def measured(self, trainer: Trainer, gan: GAN) -> list[str]:
+        return [f"val/{name}" for name in self.metrics]
+
+
+FID = Measured("fid", "recall", "coverage")
+
+
+def events_of(folder: Path, samples: Measured = FID, **settings: Any) -> EventAccumulator:
     logger = TensorBoardLogger(folder, name="", version="")
-    trainer(folder, TensorBoardLayout(), max_steps=1, logger=logger).fit(tiny(**settings), images())
+    trainer(folder, TensorBoardLayout(), samples, max_steps=1, logger=logger).fit(tiny(**settings), images(), images(batches=1))
     return EventAccumulator(str(folder)).Reload()
 
 
@@ -28,6 +41,8 @@ def layout_of(events: EventAccumulator) -> bytes:
 def test_settings_are_shown_with_the_metric_they_are_judged_by(tmp_path: Path) -> None:
     tags = events_of(tmp_path, d_lr=0.125).summary_metadata
     assert b"val/fid" in tags["_hparams_/experiment"].plugin_data.content
+    other = events_of(tmp_path / "other", Measured("distance")).summary_metadata["_hparams_/experiment"].plugin_data.content
+    assert (b"val/fid" in other, b"val/distance" in other) == (False, True)
     settings = tags["_hparams_/session_start_info"].plugin_data.content
     assert b"d_lr" in settings
     assert b"image_shape" in settings
@@ -48,6 +63,14 @@ def test_charts_show_generator_beside_discriminator(tmp_path: Path) -> None:
     for layer in ("generator.net.1", "generator.net.4", "discriminator.net.1", "discriminator.net.4"):
         for quantity in ("kl_to_running", "kl_floor", "running_mean/mean", "running_var/mean"):
             assert f"^bn/{layer}/{quantity}$".encode() in layout
+
+
+def test_charts_of_quality_are_of_what_is_measured(tmp_path: Path) -> None:
+    random = layout_of(events_of(tmp_path / "random", Measured("distance", "recall")))
+    assert b"^floor/distance$" in random
+    assert b"/fid$" not in random
+    assert b"class_kl" not in random
+    assert b"Quality" not in layout_of(events_of(tmp_path / "none", Measured()))
 
 
 TITLES = {

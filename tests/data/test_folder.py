@@ -1,214 +1,220 @@
-"""A person's own pictures: which are found, how they are read, which are held out."""
+"""Which files of a folder are pictures, which are held out, which class each is of, and what is said of it."""
 
-import shutil
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from bngan.data.folder import Pictures
+from bngan.data.decode import formats
+from bngan.data.folder import find
 from bngan.errors import UsageError
-from tests.pictures import COLOUR, GREY, levels, module_of, picture, pictures
 
 
-@pytest.mark.parametrize(("mode", "channels"), [(GREY, 1), (COLOUR, 3)])
-def test_pictures_keep_their_colours(mode: str, channels: int, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png", mode)
-    found = Pictures(tmp_path)
-    image, label = found[0]
-    assert found.image_shape == image.shape == (channels, 8, 8)
-    assert (image.dtype, label) == (torch.uint8, 0)
-    original = torch.from_numpy(np.array(Image.open(path)))
-    assert torch.equal(image, original.reshape(8, 8, channels).permute(2, 0, 1))
-    assert Pictures(tmp_path, channels=1).image_shape == (1, 8, 8)
-    assert Pictures(tmp_path, channels=3)[0][0].shape == (3, 8, 8)
+def fill(folder: Path, names: Iterable[str]) -> Path:
+    """Put empty files there: whether they are pictures at all is not asked yet."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
 
 
-def test_sixteen_bit_pictures_keep_their_shades(tmp_path: Path) -> None:
-    pixels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    image, _ = Pictures(tmp_path)[0]
-    assert image.shape == (1, 8, 8)
-    assert torch.equal(image[0].int(), torch.arange(0, 256, 4).reshape(8, 8).int())
+def parts(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Names within the folder, with their labels, of those to train with and those held out."""
+    paths, labels, training = find(folder)
+    named = [(Path(path).relative_to(folder).as_posix(), label) for path, label in zip(paths, labels, strict=True)]
+    return dict(named[:training]), dict(named[training:])
 
 
-def test_flat_folder_is_one_class_with_a_tenth_held_out(tmp_path: Path) -> None:
-    data = module_of(pictures(tmp_path, 20))
-    train, test = data.load(train=True), data.load(train=False)
-    assert (len(train.images), len(test.images)) == (18, 2)
-    assert sorted([*levels(train), *levels(test)]) == list(range(20))
-    assert train.labels.tolist() == [0] * 18
-    assert data.image_shape == (1, 8, 8)
-    again = module_of(tmp_path, seed=1).load(train=False)
-    assert levels(again) == levels(test)  # whatever the seed, or a resumed run would train on them
-    for images, _ in data.train_dataloader():
-        assert images.shape == (2, 1, 8, 8)
-        assert images.dtype == torch.float32
-        assert images.min() >= -1
-        assert images.max() < -0.8  # levels up to 19 of 255
-
-
-def test_a_tenth_is_held_out_the_same_in_every_version(tmp_path: Path) -> None:
-    """A run that an older version began must not train on other pictures when it goes on."""
-    data = module_of(pictures(tmp_path, 200, size=(2, 2)), image_size=4)
-    held_out = levels(data.load(train=False))
-    assert (len(held_out), len(data.load(train=True).labels)) == (20, 180)
-    assert held_out == [5, 11, 22, 28, 41, 49, 59, 73, 81, 90, 103, 117, 126, 129, 143, 149, 153, 157, 189, 198]
-
-
-def test_subfolders_are_classes(tmp_path: Path) -> None:
-    for number, name in enumerate(("cats", "dogs", "empty", ".hidden")):
-        for copy in range(4 if name in ("cats", "dogs") else 0):
-            picture(tmp_path / name / "deep" / f"{copy}.png", level=10 * number + copy)
-    picture(tmp_path / ".hidden" / "thumbnail.png", level=200)
-    (tmp_path / "empty").mkdir()
-    data = module_of(tmp_path)
-    both = [data.load(train=train) for train in (True, False)]
-    found = {(level, label) for part in both for level, label in zip(levels(part), part.labels.tolist(), strict=True)}
-    assert found == {(copy, 0) for copy in range(4)} | {(10 + copy, 1) for copy in range(4)}
-
-
-def test_train_and_test_subfolders_are_used_as_they_are(tmp_path: Path) -> None:
-    pictures(tmp_path / "train", 5)
-    picture(tmp_path / "test" / "a.png", level=77)
-    data = module_of(tmp_path)
-    assert sorted(levels(data.load(train=True))) == list(range(5))
-    assert levels(data.load(train=False)) == [77]
-    shutil.rmtree(tmp_path / "test")  # then train is a class like any other, and some of it is held out
-    assert len(module_of(tmp_path).load(train=True).images) == 4
-
-
-def test_held_out_pictures_take_the_training_pictures_colours(tmp_path: Path) -> None:
-    pictures(tmp_path / "train", 3, COLOUR)
-    pictures(tmp_path / "test", 2, GREY)
-    data = module_of(tmp_path)
-    assert data.image_shape == (3, 8, 8)
-    assert data.load(train=False).images.shape == (2, 3, 8, 8)
-    assert module_of(tmp_path, channels=1).load(train=False).images.shape == (2, 1, 8, 8)
-
-
-def test_held_out_pictures_of_another_size_are_refused(tmp_path: Path) -> None:
-    pictures(tmp_path / "train", 3)
-    pictures(tmp_path / "test", 2, size=(10, 10))
-    with pytest.raises(UsageError, match=r"train have sides of 8, those in .*test of 10; give --data.image_size"):
-        module_of(tmp_path).load(train=False)
-    assert module_of(tmp_path, image_size=6).load(train=False).images.shape == (2, 1, 6, 6)
-
-
-def test_pictures_of_different_sizes_are_refused_naming_both_and_the_remedy(tmp_path: Path) -> None:
-    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", size=(10, 12))
-    complaint = f"{first} is 8 x 8, {second} is 10 x 12; give --data.image_size 64"
-    with pytest.raises(UsageError, match=complaint):
-        Pictures(tmp_path)
-    assert [Pictures(tmp_path, size=6)[number][0].shape for number in (0, 1)] == [(1, 6, 6)] * 2
-    second.unlink()
-    assert Pictures(tmp_path).image_shape == (1, 8, 8)
-
-
-def test_oblong_pictures_are_refused_until_a_size_is_given(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png", size=(10, 8))
-    with pytest.raises(UsageError, match=f"{path} is 10 x 8, not square: give --data.image_size 64"):
-        Pictures(tmp_path)
-    assert Pictures(tmp_path, size=8).image_shape == (1, 8, 8)
-
-
-@pytest.mark.parametrize("upright", [True, False])
-def test_image_size_resizes_the_shorter_side_and_cuts_the_centre_out(upright: bool, tmp_path: Path) -> None:
-    """Of a band of three equal squares, black, grey and white, the middle one is left."""
-    band = np.repeat(np.repeat(np.array([[0, 100, 255]], dtype=np.uint8), 12, axis=0), 12, axis=1)
-    Image.fromarray(band.T.copy() if upright else band).save(tmp_path / "a.png")
-    image, _ = Pictures(tmp_path, size=6)[0]
-    assert image.shape == (1, 6, 6)
-    assert (image[:, 1:-1, 1:-1] == 100).all()
-    enlarged, _ = Pictures(tmp_path, size=48)[0]
-    assert (enlarged[:, 8:-8, 8:-8] == 100).all()
-
-
-def test_smaller_pictures_have_no_aliases(tmp_path: Path) -> None:
-    """Of a white stripe in every eight columns a quarter grey is left, wherever the middles of the new columns lie."""
-    stripes = np.tile(np.array([0, 0, 0, 255, 255, 0, 0, 0], dtype=np.uint8), (64, 8))
-    for shift in (0, 4):
-        Image.fromarray(np.roll(stripes, shift, axis=1)).save(tmp_path / "a.png")
-        image, _ = Pictures(tmp_path, size=8)[0]
-        assert (image[..., 1:-1].int() - 64).abs().max() <= 4
-
-
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
-    good = picture(tmp_path / "a.png", size=(32, 32))
-    content = good.read_bytes()
-    bad = tmp_path / "b.png"
-    bad.write_bytes(content)
-    assert Pictures(tmp_path)[1][0].shape == (1, 32, 32)
-    bad.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UsageError, match=f"{bad} is damaged .*; repair or remove it"):
-        Pictures(tmp_path)[1]
-    huge = b"BM" + bytes(8) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little") + 2 * (60_000).to_bytes(4, "little")
-    for unreadable in (b"no picture", b"", content[:20], huge + b"\1\0\x18\0" + bytes(24)):
-        bad.write_bytes(unreadable)
-        with pytest.raises(UsageError, match=f"{bad} is not a picture that can be read .*; repair or remove it"):
-            Pictures(tmp_path)
-    with pytest.raises(UsageError, match=f"{bad} is not a picture"):
-        Pictures(tmp_path, size=8)[1]
-
-
-def test_a_picture_that_is_damaged_in_its_middle_is_named(tmp_path: Path) -> None:
-    good = picture(tmp_path / "a.png", size=(300, 300)).read_bytes()
-    chunk = good.index(b"IDAT", good.index(b"IDAT") + 4)
-    (tmp_path / "b.png").write_bytes(good[:chunk] + bytes(4) + good[chunk + 4 :])
-    found = Pictures(tmp_path)
-    assert found[0][0].shape == (1, 300, 300)
-    with pytest.raises(UsageError, match=r"b.png is damaged \(broken PNG file .*; repair or remove it"):
-        found[1]
+def everything(folder: Path) -> dict[str, int]:
+    train, held_out = parts(folder)
+    assert not train.keys() & held_out.keys()
+    return train | held_out
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"there is no folder {tmp_path / 'absent'}; give one with pictures by --data.folder"):
-        Pictures(tmp_path / "absent")
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "class").mkdir()
-    with pytest.raises(UsageError, match=f"{tmp_path} holds no pictures; png, jpg, bmp, webp and tif are found"):
-        Pictures(tmp_path)
-    picture(tmp_path / "class" / "a.png")
-    assert len(Pictures(tmp_path)) == 1
-
-
-@pytest.mark.parametrize("split", [False, True])
-def test_pictures_are_looked_for_and_read_once(split: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("train", "test"):
-        pictures(tmp_path / part if split else tmp_path, 20)
-    opened: list[str] = []
-    open_picture = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_picture(path))
-    data = module_of(tmp_path)
-    for train in (True, False):
-        from_files = data.subset(2, train=train)
-        data.load(train=train)
-        list(data.train_dataloader() if train else data.val_dataloader())
-        before = len(opened)
-        from_memory = data.subset(2, train=train)
-        assert len(opened) == before
-        for seen, again in zip(from_files, from_memory, strict=True):
-            assert torch.equal(seen, again)
-    # Once to know the size, once to read it; the first and the two for a subset, once more.
-    assert len(opened) == (2 * 40 + 2 * 3 if split else 2 * 20 + 1 + 2 * 2)
-
-
-def test_one_picture_is_too_few_to_train_and_hold_out(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+        find(tmp_path / "absent")
+    with pytest.raises(UsageError, match=f"{tmp_path} holds no pictures that can be read here; give one with png"):
+        find(tmp_path)
+    fill(tmp_path, ["a.heic", "b.heic", "notes.txt"])
+    with pytest.raises(UsageError, match=r"no pictures that can be read here \(but 2 .heic, 1 .txt\)"):
+        find(tmp_path)
+    fill(tmp_path, ["a.png"])
     with pytest.raises(UsageError, match="holds one picture; at least 2 are needed"):
-        module_of(tmp_path).load(train=True)
-    picture(tmp_path / "b.png")
-    data = module_of(tmp_path)
-    assert [len(data.load(train=train).images) for train in (True, False)] == [1, 1]
+        find(tmp_path)
+    fill(tmp_path, ["b.png"])
+    assert [len(part) for part in parts(tmp_path)] == [1, 1]
 
 
-def test_pictures_beside_subfolders_are_not_lost(tmp_path: Path) -> None:
-    for name in ("a.png", "inside/b.png", "inside/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / name)
-    assert len(Pictures(tmp_path)) == 3
-    (tmp_path / "a.png").unlink()
-    assert Pictures(tmp_path).classes == ["inside"]
-    assert len(Pictures(tmp_path)) == 2
+def test_pictures_are_known_by_their_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["png", "PNG", "jpg", "JPEG", "jfif", "gif", "webp", "avif", "bmp", "tif", "tiff", "jp2", "ppm", "tga"]
+    fill(tmp_path, [f"{number}.{suffix}" for number, suffix in enumerate(wanted)])
+    assert len(everything(tmp_path)) == len(wanted)
+    assert capsys.readouterr().out == ""
+    fill(tmp_path, ["a.pdf", "a.mpg", "a.eps", "a.h5", "a.svg", "README"])
+    fill(tmp_path, [f"{number}.json" for number in range(7)])
+    assert len(everything(tmp_path)) == len(wanted)
+    out = capsys.readouterr().out
+    assert out.startswith("13 files left out: 7 .json, 1 ")
+    assert all(f"1 {kind}" in out for kind in (".pdf", ".mpg", ".eps", ".h5", ".svg", "without a suffix"))
+
+
+def test_formats_of_apples_cameras_are_read_where_pillow_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opener:
+        registered = 0
+
+        def register_heif_opener(self) -> None:
+            self.registered += 1
+
+    opener = Opener()
+    monkeypatch.setattr("bngan.data.decode.import_module", lambda name: {"pillow_heif": opener}[name])
+    formats.cache_clear()
+    assert "PNG" in formats()
+    assert opener.registered == 1
+
+
+def test_what_a_person_does_not_see_is_left_out_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, ["a.png", "cats/b.png"])
+    fill(tmp_path, ["._a.png", "cats/._b.png", ".DS_Store", "Thumbs.db", "desktop.ini", "cats/Desktop.ini"])
+    fill(tmp_path, ["__MACOSX/a.png", "cats/__MACOSX/a.png", ".ipynb_checkpoints/a.png", "cats/.thumbnails/deep/a.png"])
+    assert everything(tmp_path).keys() == {"a.png", "cats/b.png"}
+    assert capsys.readouterr().out == ""
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "elsewhere", ["a.png", "deep/b.png"])
+    folder = fill(tmp_path / "pictures", ["c.png"])
+    os.symlink(elsewhere, folder / "linked")
+    os.symlink(folder, folder / "linked-to-itself")
+    os.symlink(tmp_path, elsewhere / "up")
+    assert everything(folder).keys() == {"c.png", "linked/a.png", "linked/deep/b.png"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, ["a.png", "b.png", "secret/c.png"])
+    scan = os.scandir
+
+    def guarded(path: str) -> object:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(UsageError, match=rf"{tmp_path / 'secret'} cannot be read \(Permission denied\); allow it"):
+        find(tmp_path)
+
+
+def test_subfolders_are_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, [f"dog/{number}.png" for number in range(3)])
+    fill(tmp_path, [f"cat/deep/{number}.png" for number in range(5)])
+    (tmp_path / "empty").mkdir()
+    found = everything(tmp_path)
+    assert {name.split("/")[0]: label for name, label in found.items()} == {"cat": 0, "dog": 1}
+    assert len(found) == 8
+    assert capsys.readouterr().out == "2 classes: 5 cat, 3 dog\n"
+    fill(tmp_path, ["beside.png"])
+    assert set(everything(tmp_path).values()) == {0}
+    assert capsys.readouterr().out == ""
+
+
+def test_of_many_classes_the_largest_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, [f"{number:02d}/{copy}.png" for number in range(20) for copy in range(number + 1)])
+    assert len(set(everything(tmp_path).values())) == 20
+    assert capsys.readouterr().out == "20 classes: 20 19, 19 18, 18 17, 17 16, 16 15, 15 14, 14 13, 13 12, and 12 more\n"
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [
+        (["train"], ["test"]),
+        (["Train"], ["Val"]),
+        (["training"], ["valid"]),
+        (["TRAIN"], ["validation"]),
+        (["train"], ["Test", "val"]),
+    ],
+)
+@pytest.mark.parametrize("above", ["", "archive/"])
+def test_subfolders_may_tell_what_is_held_out(
+    above: str, training: list[str], held_out: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folders, count in ((training, 5), (held_out, 2)):
+        fill(tmp_path, [f"{above}{name}/{number}.png" for name in folders for number in range(count)])
+    found = parts(tmp_path)
+    assert [{name.removeprefix(above).split("/")[0] for name in part} for part in found] == [{*training}, {*held_out}]
+    assert [len(part) for part in found] == [5 * len(training), 2 * len(held_out)]
+    assert set(everything(tmp_path).values()) == {0}
+    expected = f"Pictures to train with: 5 {training[0]}; held out: {', '.join(f'2 {name}' for name in held_out)}\n"
+    assert capsys.readouterr().out == 2 * expected
+    fill(tmp_path, [f"{above}masks/a.png", f"{above}b.png"])
+    assert parts(tmp_path) == found
+    assert capsys.readouterr().out == f"{expected[:-1]}; 2 beside these folders are left out\n"
+
+
+def test_names_of_parts_alone_are_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, ["train/a.png", "train/b.png", "plane/c.png"])
+    assert everything(tmp_path) == {"plane/c.png": 0, "train/a.png": 1, "train/b.png": 1}
+    assert capsys.readouterr().out == "2 classes: 2 train, 1 plane\n"
+    (tmp_path / "test").mkdir()  # nothing is held out by a folder without pictures
+    assert len(everything(tmp_path)) == 3
+
+
+def test_classes_of_both_parts_have_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, ["train/cat/a.png", "train/dog/b.png", "train/emu/c.png", "test/dog/d.png", "test/emu/e.png"])
+    train, test = parts(tmp_path)
+    assert train == {"train/cat/a.png": 0, "train/dog/b.png": 1, "train/emu/c.png": 2}
+    assert test == {"test/dog/d.png": 1, "test/emu/e.png": 2}
+    assert "3 classes: 2 dog, 2 emu, 1 cat\n" in capsys.readouterr().out
+    fill(tmp_path, ["test/beside.png"])
+    assert parts(tmp_path) == (train, {"test/beside.png": 0, "test/dog/d.png": 0, "test/emu/e.png": 0})
+
+
+@pytest.mark.parametrize("above", ["one/", "one/two/"])
+def test_a_folder_around_all_pictures_is_no_class(above: str, tmp_path: Path) -> None:
+    """As archives have them."""
+    fill(tmp_path, [f"{above}cat/{number}.png" for number in range(3)])
+    fill(tmp_path, [f"{above}dog/{number}.png" for number in range(3)])
+    assert set(everything(tmp_path).values()) == {0, 1}
+    fill(tmp_path, [f"{above}a.png"])
+    assert set(everything(tmp_path).values()) == {0}
+
+
+def test_a_tenth_is_held_out_and_stays_so_when_pictures_come_and_go(tmp_path: Path) -> None:
+    names = [f"{number % 3}/{number}.png" for number in range(800)]
+    fill(tmp_path, names[:400])
+    train, held_out = parts(tmp_path)
+    assert 20 <= len(held_out) <= 60
+    assert len(train) + len(held_out) == 400
+    fill(tmp_path, names[400:])
+    more_train, more_held_out = parts(tmp_path)
+    assert train.keys() < more_train.keys()
+    assert held_out.keys() < more_held_out.keys()
+    for name in names[:200]:
+        (tmp_path / name).unlink()
+    fewer_train, fewer_held_out = parts(tmp_path)
+    assert fewer_train.keys() < more_train.keys()
+    assert fewer_held_out.keys() < more_held_out.keys()
+
+
+def test_who_is_held_out_depends_on_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in every version and on every machine: a run that goes on must not train on other pictures."""
+    names = [f"{number:03d}.png" for number in range(100)]
+    found = parts(fill(tmp_path / "here", names))
+    assert list(found[1]) == ["022.png", "038.png", "041.png", "048.png", "052.png", "062.png", "072.png", "082.png", "095.png"]
+    assert parts(fill(tmp_path / "there", reversed(names))) == found
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *args, **options: ((a, b, c[::-1]) for a, b, c in walk(*args, **options)))
+    assert parts(tmp_path / "here") == found
+    assert [list(part) for part in parts(tmp_path / "here")] == [list(part) for part in found]
+
+
+def test_neither_part_is_ever_empty(tmp_path: Path) -> None:
+    for number in range(2, 12):
+        folder = fill(tmp_path / str(number), [f"{number} {copy}.png" for copy in range(number)])
+        assert all(parts(folder))
+
+
+def test_names_need_not_be_text(tmp_path: Path) -> None:
+    for name in (b"\xff\xfe.png", "\u2603.png".encode(), b"new\nline.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    assert len(everything(tmp_path)) == 3

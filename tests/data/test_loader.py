@@ -166,7 +166,7 @@ def test_a_loader_continues_in_the_middle_of_an_epoch(kind: str) -> None:
     running = iter(original)
     before = [seen(next(running)) for _ in range(3)]
     state = original.state_dict()
-    assert state == {"epoch": 2, "batches": 3}
+    assert state == {"epoch": 2, "batches": 3, "rows": 40}
     rest = [seen(batch) for batch in running]
 
     resumed = loader_of(kind)
@@ -175,7 +175,7 @@ def test_a_loader_continues_in_the_middle_of_an_epoch(kind: str) -> None:
     resumed.batches.set_epoch(2)
     running = iter(resumed)
     first = seen(next(running))
-    assert resumed.state_dict() == {"epoch": 2, "batches": 4}
+    assert resumed.state_dict() == {"epoch": 2, "batches": 4, "rows": 40}
     assert [first, *(seen(batch) for batch in running)] == rest
     assert len(rest) == 2
     assert rest != before[:2]
@@ -192,14 +192,20 @@ def test_a_resumed_loader_starts_the_next_epoch_at_its_beginning(kind: str) -> N
     whole = [seen(batch) for batch in resumed]
     assert whole == [seen(batch) for batch in original]
     assert len(whole) == 5
-    assert resumed.state_dict() == {"epoch": 3, "batches": 5}
+    assert resumed.state_dict() == {"epoch": 3, "batches": 5, "rows": 40}
 
 
 def test_a_place_in_a_checkpoint_of_an_older_version_is_found() -> None:
     resumed = loader_of("tensor")
     resumed.load_state_dict({"epoch": 2, "batches": 3, "group": 4})
-    assert resumed.state_dict() == {"epoch": 2, "batches": 3}
+    assert resumed.state_dict() == {"epoch": 2, "batches": 3, "rows": 40}
     assert len(list(resumed)) == 2
+
+
+def test_another_number_of_pictures_is_said_when_a_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for rows, said in ((40, ""), (39, "There are 40 images to train with, and were 39 in the run\n")):
+        loader_of("tensor").load_state_dict({"epoch": 2, "batches": 3, "rows": rows})
+        assert capsys.readouterr().out == said
 
 
 class Recorder(LightningModule):

@@ -54,7 +54,8 @@ command = [word for word in sys.argv[1:] if word not in ("--kill-on-bad-exit=1",
 nodes, each = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
 tasks = [
     subprocess.Popen(command, env={**os.environ, "SLURM_NTASKS": str(nodes * each), "SLURM_PROCID": str(task),
-                                   "SLURM_LOCALID": str(task % each), "SLURM_NODEID": str(task // each)})
+                                   "SLURM_LOCALID": str(task % each), "SLURM_NODEID": str(task // each),
+                                   "SLURM_STEP_ID": "0"})
     for task in range(nodes * each)
 ]
 statuses = [task.wait() for task in tasks]
@@ -247,6 +248,7 @@ def slurm(task: int, number: str = "4711", **variables: str) -> list[str]:
         "SLURM_NNODES": "2",
         "SLURM_JOB_NODELIST": "host[0-1]",
         "SLURM_NODELIST": "host[0-1]",
+        "SLURM_STEP_ID": "0",
         "SLURM_PROCID": str(task),
         "SLURM_NODEID": str(task),
         "SLURM_LOCALID": "0",

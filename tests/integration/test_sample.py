@@ -60,6 +60,15 @@ def test_command_cannot_sample_an_average_that_is_not_kept(tmp_path: Path, capsy
     assert "Traceback" not in answer
 
 
+def test_statistics_are_no_choice_where_the_generator_has_no_batch_norm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for norm, status in (("batch", 0), ("layer", 2)):
+        path = saved(tiny(g_norm=norm), tmp_path, iterations=1)
+        assert main(["sample", str(path), "--num=2", "--statistics=precise", f"--output={tmp_path / 'a.npz'}"]) == status
+    assert "this generator has no batch norm, so statistics have no effect on it; leave them out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("synchronized", "together"), [(True, 32), (False, 16)])
 def test_samples_of_two_ranks_are_normalized_in_one_process_as_they_were_in_training(
     synchronized: bool, together: int, train: Command, mnist_root: Path, tmp_path: Path

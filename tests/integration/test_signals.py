@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from bngan.callbacks.saving import SIGNALS
+from bngan.distributed import FIRST_PROCESS
 from tests.conftest import REPOSITORY, only_run
 
 
@@ -270,3 +271,15 @@ def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:
     finally:
         kill_all(process)
     assert "the process that started it is gone" in errors
+
+
+def test_process_ends_where_the_one_that_started_it_was_gone_before_it_looked() -> None:
+    late = "from bngan.distributed import end_with_parent; import time; end_with_parent(grace=0.1); time.sleep(60)"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    environment = {**os.environ, FIRST_PROCESS: str(gone.pid)}
+    done = subprocess.run(
+        [sys.executable, "-c", late], env=environment, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert "the process that started it is gone" in done.stderr

@@ -1,6 +1,9 @@
 """Feature nets: the pinned one, Inception, and anyone's own; what they are given and what they answer."""
 
 import math
+import pickle
+import socket
+from http.client import IncompleteRead
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bngan.errors import UsageError
-from bngan.metrics.features import FeatureNet, load_feature_net
+from bngan.metrics.features import FeatureNet, choose_feature, load_feature_net
 from bngan.metrics.sample_metrics import SampleMetrics
 from tests.features import Coloured, Pooled
 
@@ -74,7 +77,7 @@ def not_a_class() -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("digit", "unknown --metrics.feature 'digit'; choose from digits, inception, or name a class"),
+        ("digit", "unknown --metrics.feature 'digit'; choose from auto, digits, inception, random, or name a class"),
         ("", "unknown --metrics.feature ''"),
         (".Pooled", "unknown --metrics.feature '.Pooled'"),
         ("no_such_module.Net", r"--metrics.feature no_such_module.Net cannot be imported \(.*No module named 'no_such_module'"),
@@ -176,7 +179,18 @@ def test_inception_is_given_bytes_in_three_channels(monkeypatch: pytest.MonkeyPa
         assert net(images).tolist() == [levels.flatten().tolist() * 3]
 
 
-@pytest.mark.parametrize(("error", "remedy"), [(OSError("no route"), "connect"), (ModuleNotFoundError(), "pip install")])
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError("no route"), "no route.* connect .* or use --metrics.feature random"),
+        (TimeoutError("timed out"), "timed out.* connect"),
+        (IncompleteRead(b""), "connect"),
+        (ModuleNotFoundError(), "pip install torch-fidelity"),
+        (RuntimeError("PytorchStreamReader failed"), "checkpoints are damaged; delete them"),
+        (EOFError(), "are damaged"),
+        (pickle.UnpicklingError(), "are damaged"),
+    ],
+)
 def test_inception_that_cannot_be_had_is_told_with_a_remedy(
     error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,3 +200,71 @@ def test_inception_that_cannot_be_had_is_told_with_a_remedy(
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", fail)
     with pytest.raises(UsageError, match=remedy):
         load_feature_net("inception")
+
+
+def test_a_network_that_does_not_answer_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+
+    def wait(**_: object) -> nn.Module:
+        waits.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", wait)
+    with pytest.raises(UsageError, match="timed out"):
+        load_feature_net("inception")
+    assert waits == [10.0]
+    assert socket.getdefaulttimeout() is None, "as before"
+
+
+@pytest.mark.parametrize("error", [None, OSError("no route"), ModuleNotFoundError()])
+def test_the_net_is_chosen_by_the_images_and_by_what_can_be_had(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def stand_in(**_: object) -> nn.Module:
+        asked.append(error)
+        if error is not None:
+            raise error
+        return nn.Identity()
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", stand_in)
+    assert choose_feature(1, digits=True, on_processor=True)[0] == "digits"
+    name, reason = choose_feature(1, digits=False, on_processor=False)
+    assert (name, "grey" in reason) == ("random", True)
+    name, reason = choose_feature(3, digits=False, on_processor=True)
+    assert (name, "processor" in reason) == ("random", True)
+    assert asked == [], "nothing is downloaded that will not be used"
+    name, reason = choose_feature(3, digits=False, on_processor=False)
+    assert name == ("inception" if error is None else "random")
+    assert ("cannot be had" in reason) == (error is not None)
+
+
+# The net of random filters --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (1, 4, 4), (3, 33, 20), (1, 28, 28)])
+def test_random_filters_take_images_of_any_size_grey_or_colour(shape: tuple[int, int, int]) -> None:
+    net = load_feature_net("random")
+    images = 2 * torch.rand(5, *shape) - 1
+    features = net(images)
+    assert features.shape == (5, 192)
+    torch.testing.assert_close(net(images[2:3]), features[2:3])  # whatever its batch-mates
+    assert (features[0] - features[1]).abs().max() > 1e-3
+    if shape[0] == 1:
+        torch.testing.assert_close(net(images.expand(-1, 3, -1, -1)), features)  # grey as colour is the same picture
+
+
+def test_random_filters_are_the_same_whatever_the_seed() -> None:
+    """Or values would say something else than those of earlier runs."""
+    torch.manual_seed(1)
+    first = load_feature_net("random")
+    torch.manual_seed(2)
+    second = load_feature_net("random")
+    images = torch.linspace(-1, 1, 3 * 64).reshape(1, 3, 8, 8)
+    assert torch.equal(first(images), second(images))
+    assert not first.knows_images
+    assert load_feature_net("digits").knows_images
+    expected = torch.tensor([26.4422, 2.1454, 0.1501, 3.4712])
+    torch.testing.assert_close(first(images)[0, ::48], expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(first(-images)[0, ::48], expected, rtol=1e-2)

@@ -71,11 +71,11 @@ def test_a_feature_net_is_given_few_images_at_a_time() -> None:
     assert whole == pytest.approx(metrics.measure(as_images(fake, chunk=7)), abs=1e-9)
 
 
-def test_fid_alone_is_the_fid_of_all() -> None:
+def test_distance_alone_is_that_of_all() -> None:
     real, fake = clouds(Sizes(80, 70, 6))
     metrics = metrics_of(6)
     metrics.set_real(as_images(real))
-    assert metrics.measure(as_images(fake), fid_alone=True) == {"fid": metrics.measure(as_images(fake))["fid"]}
+    assert metrics.measure(as_images(fake), distance_alone=True) == {"fid": metrics.measure(as_images(fake))["fid"]}
 
 
 def test_too_few_samples_are_refused() -> None:
@@ -85,6 +85,58 @@ def test_too_few_samples_are_refused() -> None:
     with pytest.raises(UsageError, match=r"needs at least 6 fake images, got 5: .* --metrics.num_samples 0"):
         metrics.measure(as_images(fake[:5]))
     assert metrics.measure(as_images(fake))["fid"] > 0
+
+
+@pytest.mark.parametrize("name", ["digits", "random"])
+def test_names_are_those_of_what_is_measured(name: str) -> None:
+    metrics = SampleMetrics(load_feature_net(name), (1, 28, 28))
+    metrics.set_real([2 * torch.rand(20, 1, 28, 28) - 1])
+    measured = metrics.measure([2 * torch.rand(20, 1, 28, 28) - 1])
+    assert metrics.names == list(measured)
+    assert ("fid" in measured, "kid" in measured) == (name == "digits", name == "digits")
+    assert ("distance" in measured) == (name == "random"), "random features have no FID"
+    assert "coverage" in measured
+
+
+SHAPES = 1000
+
+
+def shapes(channels: int) -> tuple[Tensor, Tensor]:
+    """Discs and squares in any place and shade, uint8 (N, C, 32, 32), and whether each is a disc (N,)."""
+    drawn = torch.Generator().manual_seed(0)
+    count, along = 4 * SHAPES, torch.arange(32)
+    radius = 4 + 5 * torch.rand(count, 1, 1, generator=drawn)
+    x, y = (9 + 14 * torch.rand(2, count, 1, 1, generator=drawn)).unbind()
+    right, down = (along - x).abs(), (along[:, None] - y).abs()
+    discs = torch.rand(count, generator=drawn) < 0.5
+    distance = torch.where(discs[:, None, None], (right**2 + down**2).sqrt(), torch.maximum(right, down) * 1.13)
+    inside = (radius - distance + 0.5).clamp(0, 1)[:, None]  # (N, 1, 32, 32), smooth at its edge
+    ground, shade = (torch.rand(2, count, channels, 1, 1, generator=drawn) * 100).unbind()
+    return (ground + inside * (155 - ground + shade)).to(torch.uint8), discs
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_random_filters_tell_shapes_from_spoilt_ones(channels: int) -> None:
+    images, discs = shapes(channels)
+    real, others = images[:SHAPES], images[SHAPES:]
+    whole = others[:SHAPES]
+    metrics = SampleMetrics(load_feature_net("random"), (channels, 32, 32))
+    metrics.set_real([to_minus1_1(real)])
+
+    def distance(images: Tensor) -> float:
+        return metrics.measure([to_minus1_1(images)], distance_alone=True)["distance"]
+
+    spoilt = {
+        "dropped": others[discs[SHAPES:]][:SHAPES],
+        "blurred": tv.gaussian_blur(whole, [5, 5], [1.0, 1.0]),
+        "half blurred": torch.cat([tv.gaussian_blur(whole[::2], [5, 5], [1.0, 1.0]), whole[1::2]]),
+        "repeated": whole[:10].repeat(SHAPES // 10, 1, 1, 1),
+        "cut up": whole.roll((16, 16), dims=(2, 3)),
+    }
+    floor = max(distance(whole), distance(others[SHAPES : 2 * SHAPES]))
+    found = {name: distance(images) / floor for name, images in spoilt.items()}
+    assert min(found.values()) > 1.3, found
+    assert found["half blurred"] < found["blurred"] / 2
 
 
 CONTROL_IMAGES = 1000
