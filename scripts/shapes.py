@@ -48,10 +48,10 @@ SHAPES: dict[str, list[tuple[float, float]]] = {
 
 
 def draw(shape: str, size: int, draws: random.Random) -> Image.Image:
-    """Return a picture of a shape: a strong colour of any hue on a pale ground, anywhere, its radius 1/5 to 1/3 of the side."""
+    """Return a picture of a shape: a strong colour of any hue on a pale ground, anywhere, its radius 1/4 to 2/5 of the side."""
     side = size * SMOOTHING
     picture = Image.new("RGB", (side, side), _colour(draws.random(), saturation=0.25, value=0.95))
-    radius = draws.uniform(1 / 5, 1 / 3) * side
+    radius = draws.uniform(1 / 4, 2 / 5) * side
     x, y = (draws.uniform(radius, side - radius) for _ in range(2))
     corners = [(x + radius * dx, y + radius * dy) for dx, dy in SHAPES[shape]]
     ImageDraw.Draw(picture).polygon(corners, fill=_colour(draws.random(), saturation=0.9, value=0.75))

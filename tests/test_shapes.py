@@ -23,7 +23,7 @@ def test_shape_covers_its_area_of_the_picture(shape: str, area: float) -> None:
         picture = np.asarray(shapes.draw(shape, 64, draws)).astype(int)
         ground = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
         fractions.append((abs(picture - ground).sum(axis=2) > 60).mean())
-    expected = area * (1 / 5**2 + 1 / 5 / 3 + 1 / 3**2) / 3  # the mean of radius^2 over radii from 1/5 to 1/3
+    expected = area * (0.25**2 + 0.25 * 0.4 + 0.4**2) / 3  # the mean of radius^2 over radii from 1/4 to 2/5
     assert np.mean(fractions) == pytest.approx(expected, rel=0.15)
 
 
