@@ -209,11 +209,9 @@ def _small_batch(model: Settings, together: int) -> Iterator[Finding]:
 
 def _devices(trainer: dict[str, Any]) -> int:
     """Return how many devices the Trainer's settings ask for, 1 where that depends on the machine."""
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, str):
-        devices = devices.split(",") if "," in devices else int(devices) if devices.isdigit() else 1
-    count = len(devices) if isinstance(devices, list) else devices
-    return max(1, count if isinstance(count, int) else 1) * max(1, int(trainer.get("num_nodes") or 1))
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    return max(1, count) * max(1, trainer["num_nodes"])
 
 
 # What the networks tell -----------------------------------------------------------------------------------------------

@@ -71,12 +71,7 @@ class MeasureSamples(Callback):
     """
 
     def __init__(
-        self,
-        num_samples: int = 10_000,
-        feature: str = "auto",
-        chunk: int = 500,
-        seed: int = 0,
-        mode_threshold: float = 0.05,
+        self, num_samples: int = 10_000, feature: str = "auto", chunk: int = 500, seed: int = 0, mode_threshold: float = 0.05
     ) -> None:
         check_at_least(0, "metrics.", num_samples=num_samples)
         check_at_least(1, "metrics.", chunk=chunk)
