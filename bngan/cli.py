@@ -144,18 +144,14 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _overview() -> str:
-    commands = {**TRAINER_COMMANDS, **OWN_COMMANDS}
-    return "\n".join(
-        [
-            "bngan: batch normalization in GANs",
-            "",
-            *(f"  bngan {name:<9} {purpose}" for name, purpose in commands.items()),
-            "",
-            "  bngan fit --help       all settings, with their defaults",
-            "  bngan fit --help.all   the same with their types",
-            "  tensorboard --logdir runs --samples_per_plugin images=1000",
-        ]
-    )
+    commands = "\n".join(f"  bngan {name:<9} {purpose}" for name, purpose in {**TRAINER_COMMANDS, **OWN_COMMANDS}.items())
+    return f"""bngan: batch normalization in GANs
+
+{commands}
+
+  bngan fit --help       all settings, with their defaults
+  bngan fit --help.all   the same with their types
+  tensorboard --logdir runs --samples_per_plugin images=1000"""
 
 
 def _help(command: str) -> str:
@@ -177,7 +173,11 @@ def _help(command: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Leaves it to main to tell what is wrong."""
+    """The parser of a command's options, which leaves it to main to tell what is wrong."""
+
+    def __init__(self, command: str, *, add_help: bool = True) -> None:
+        purpose = {**TRAINER_COMMANDS, **OWN_COMMANDS}[command]
+        super().__init__(prog=f"bngan {command}", description=purpose, add_help=add_help, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -189,7 +189,7 @@ def _run_lightning(command: str, arguments: list[str]) -> None:
     from bngan.rendezvous import check_environment
 
     check_environment()
-    parser = _Parser(prog=f"bngan {command}", add_help=False, allow_abbrev=False)
+    parser = _Parser(command, add_help=False)
     parser.add_argument("-c", "--config", action="append", nargs="?", default=[], dest="configs")
     parser.add_argument("--ckpt_path", nargs="+")
     parser.add_argument("--override", action="store_true")
@@ -217,10 +217,9 @@ def _run_lightning(command: str, arguments: list[str]) -> None:
     run_command(command, options, settings)
 
 
-def _sample(arguments: list[str]) -> None:
-    parser = _Parser(
-        prog="bngan sample", description="Draw images from a checkpoint, without any data set.", allow_abbrev=False
-    )
+def _sampling(arguments: list[str]) -> argparse.Namespace:
+    """Return what is asked of `bngan sample`."""
+    parser = _Parser("sample")
     parser.add_argument("checkpoint", nargs="+", help=CHECKPOINT[0])
     parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
@@ -237,17 +236,19 @@ def _sample(arguments: list[str]) -> None:
         choices=("running", "batch", "precise"),
         help="what normalizes the samples (default: as in the run)",
     )
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _sample(arguments: list[str]) -> None:
+    args = _sampling(arguments)
     check_at_least(1, "--", num=args.num)
-    from bngan.checkpoint import load_gan
-    from bngan.hub import TrainedGenerator, find_device
+    from bngan.hub import load
     from bngan.images import check_grid, output_kind, write_images
     from bngan.run import checkpoint_of, only_one
 
-    device, output = find_device(args.device), expand_home(args.output)
-    kind = output_kind(output)
-    checkpoint = checkpoint_of(only_one(args.checkpoint))
-    generator = TrainedGenerator(load_gan(checkpoint).to(device), args.weights, args.statistics)
+    output = expand_home(args.output)
+    kind, checkpoint = output_kind(output), checkpoint_of(only_one(args.checkpoint))
+    generator = load(checkpoint, args.weights, args.statistics, args.device)
     if kind == "grid":
         check_grid(args.num, generator.gan.settings.image_shape)
     images = generator.sample(args.num, args.seed, progress=True)
@@ -259,9 +260,7 @@ def _sample(arguments: list[str]) -> None:
 
 
 def _doctor(arguments: list[str]) -> None:
-    parser = _Parser(
-        prog="bngan doctor", description="Say what is wrong with a run, a checkpoint or a recipe.", allow_abbrev=False
-    )
+    parser = _Parser("doctor")
     parser.add_argument("path", nargs="+", help=f"{CHECKPOINT[0]}; or a recipe (.yaml)")
     parser.add_argument("--root", help="folder of the data set, or of your own pictures (default: the one that the run used)")
     args = parser.parse_args(arguments)

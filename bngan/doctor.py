@@ -209,11 +209,9 @@ def _small_batch(model: Settings, together: int) -> Iterator[Finding]:
 
 def _devices(trainer: dict[str, Any]) -> int:
     """Return how many devices the Trainer's settings ask for, 1 where that depends on the machine."""
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, str):
-        devices = devices.split(",") if "," in devices else int(devices) if devices.isdigit() else 1
-    count = len(devices) if isinstance(devices, list) else devices
-    return max(1, count if isinstance(count, int) else 1) * max(1, int(trainer.get("num_nodes") or 1))
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    return max(1, count) * max(1, trainer["num_nodes"])
 
 
 # What the networks tell -----------------------------------------------------------------------------------------------
@@ -239,26 +237,21 @@ def examine_layers(gan: GAN) -> Iterator[Finding]:
 
 
 def _running_variances(gan: GAN) -> Iterator[Finding]:
-    fractions = {name: _eps_fraction(layer) for name, layer in gan.batch_norms()}
+    variances = {name: (running_statistics(layer)[1], layer.eps) for name, layer in gan.batch_norms()}
+    fractions = {name: float((var * EPS_FRACTION < eps).float().mean()) for name, (var, eps) in variances.items()}
     if small := [f"{name} in {part:.0%} of its channels" for name, part in fractions.items() if part > DEAD_FRACTION]:
         yield Finding(
             "variance no larger than eps",
             f"{_some(small)}: there the running variance is below {1 / EPS_FRACTION:.0f} eps, so eps decides the scale",
             "a smaller --model.bn_eps; if the variance is 0, the channel is dead: a lower learning rate",
         )
-    largest = {name: float(running_statistics(layer)[1].max()) for name, layer in gan.batch_norms()}
+    largest = {name: float(var.max()) for name, (var, _) in variances.items()}
     if exploding := [f"{name} up to {var:.1e}" for name, var in largest.items() if not var < LARGE_VARIANCE]:
         yield Finding(
             "exploding channels",
             f"running variance of {_some(exploding)}",
             "a lower --model.g_lr and --model.d_lr, --model.g_clip and --model.d_clip, or --model.d_norm spectral",
         )
-
-
-def _eps_fraction(layer: BatchNorm) -> float:
-    """Return the fraction of channels whose variance is so small that eps decides the scale."""
-    _, running_var = running_statistics(layer)
-    return float((running_var * EPS_FRACTION < layer.eps).float().mean())
 
 
 def _useless_biases(gan: GAN) -> Iterator[tuple[str, int]]:
@@ -419,7 +412,7 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
     size = min(int(gan.normalized_together), len(real_images)) // groups * groups
     batches = [batch for batch in real_images.split(size) if len(batch) == size]
     logits: list[tuple[Tensor, Tensor]] = []
-    slopes, ways = [], []
+    gradient_norms, distances = [], []
     with evaluation_statistics(gan, "batch"), recorded_statistics(gan) as seen, _alive_channels(gan.generator) as alive:
         for number, batch in enumerate(batches):
             z = rng.normal((size, gan.settings.latent_dim), gan.settings.seed, rng.Stream.PRECISE, number).to(weight)
@@ -429,10 +422,11 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
             real, fake = batch.to(weight), gan.generate(z).requires_grad_()
             with torch.enable_grad():
                 pair = discriminate(gan.logits, real + real_noise, fake + fake_noise, gan.settings.batching)
-                (gradient,) = torch.autograd.grad(size * gan.loss.generator(*pair), fake)
+                (gradient,) = torch.autograd.grad(gan.loss.generator(*pair), fake)
             logits.append((pair[0].detach().flatten(), pair[1].detach().flatten()))
-            slopes.append(_root_mean_square(gradient))
-            ways.append(_root_mean_square(real - fake))
+            # Of all images at once: their number, by which the loss is divided, multiplies the product of both.
+            gradient_norms.append(gradient.norm())
+            distances.append((real - fake).norm())
     constants = torch.linspace(-3, 3, 121, device=weight.device).reshape(-1, 1, 1)
     real_logits, fake_logits = (torch.cat(part) for part in zip(*logits, strict=True))
     return ForwardStatistics(
@@ -442,13 +436,8 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
         chance=min(float(gan.loss.discriminator(constant, constant)) for constant in constants),
         real_logits=real_logits,
         fake_logits=fake_logits,
-        signal=float(torch.stack(slopes).mean() * torch.stack(ways).mean() / (real_logits.mean() - fake_logits.mean())),
+        signal=float(torch.stack(gradient_norms).mean() * torch.stack(distances).mean() / (real_logits.mean() - fake_logits.mean())),
     )
-
-
-def _root_mean_square(images: Tensor) -> Tensor:
-    """Return the root of the mean of the images' squared norms, which is how long (N, C, H, W) typically are."""
-    return images.flatten(start_dim=1).square().sum(dim=1).mean().sqrt()
 
 
 @contextmanager

@@ -125,12 +125,7 @@ def write_images(images: Tensor, path: Path, kind: OutputKind) -> None:
 
 
 def _picture_format(path: Path) -> str:
-    """Return Pillow's name of a path's format.
-
-    Raises:
-        UsageError: if Pillow cannot write colours in it.
-    """
-    Image.init()
+    """Return Pillow's name of a path's format; refuse one in which it cannot write colours."""
     name = Image.registered_extensions().get(path.suffix.lower(), "")
     try:
         if name in ICONS:

@@ -23,14 +23,7 @@ from bngan.callbacks import (
     SampleImages,
     TensorBoardLayout,
 )
-from bngan.checkpoint import (
-    Content,
-    check_networks,
-    check_training,
-    iterations,
-    other_shape,
-    read_checkpoint,
-)
+from bngan.checkpoint import Content, check_networks, check_training, iterations, other_shape, read_checkpoint
 from bngan.data import ImageDataModule
 from bngan.distributed import print0
 from bngan.effects import check_effects
@@ -206,11 +199,7 @@ class GanCLI(LightningCLI):
         return {name: value for name, value in flatten(settings).items() if name not in MACHINE | LINKED}
 
     def _compare(self, recorded: dict[str, Any]) -> None:
-        """Say which settings are not those recorded, and refuse those that decide the result.
-
-        Raises:
-            UsageError: saying what to do.
-        """
+        """Say which settings are not those recorded, and refuse those that decide the result."""
         now = flatten(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml")))
         for name in [name for name in recorded if name in now and not is_same(name, now[name], recorded[name])]:
             # Measuring may use other data.
@@ -271,11 +260,7 @@ class GanCLI(LightningCLI):
         return trainer
 
     def _check_shapes(self) -> None:
-        """Refuse data or networks other than the checkpoint's.
-
-        Raises:
-            UsageError: saying what to give.
-        """
+        """Refuse data or networks other than the checkpoint's."""
         if self.content is None:
             return
         shape, now = tuple(self.content["hyper_parameters"]["image_shape"]), self.model.settings.image_shape
@@ -382,11 +367,7 @@ def is_same(name: str, one: Any, other: Any) -> bool:
 
 
 def _without_foreign_code(recorded: dict[str, Any], given: Namespace) -> dict[str, Any]:
-    """Return a run's settings but those that name code of others and are given anew.
-
-    Raises:
-        UsageError: if one is not given anew.
-    """
+    """Return a run's settings but those that name code of others, all of which must be given anew."""
     foreign = {name for name, value in recorded.items() if names_foreign_code(name, value)}
     if not_given := sorted(name for name in foreign if name not in given):
         raise UsageError(f"the run names code of its own; give these settings again, or null: --{', --'.join(not_given)}")

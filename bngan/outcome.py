@@ -49,7 +49,6 @@ def examine_samples(gan: GAN, real_images: Tensor) -> Iterator[Finding]:
     others = {
         "an untrained G's samples": untrained,
         "real images in [0, 1]": (real + 1) / 2,
-        "real images in [0, 255]": ((real + 1) * 127.5).clamp(max=1),  # as far as tanh goes
     }
     distances = {name: energy_distance(samples, images) for name, images in others.items()}
     nearest, to_real = min(distances, key=distances.__getitem__), energy_distance(samples, real)

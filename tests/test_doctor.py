@@ -450,12 +450,8 @@ def test_learning_that_has_not_begun_is_named_and_not_what_follows_from_it(itera
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [
-        (lambda real: real, None),
-        (lambda real: (real + 1) / 2, "[0, 1]"),
-        (lambda real: (real + 1) * 127.5, "[0, 255]"),
-    ],
-    ids=["-1 to 1", "0 to 1", "0 to 255"],
+    [(lambda real: real, None), (lambda real: (real + 1) / 2, "[0, 1]")],
+    ids=["-1 to 1", "0 to 1"],
 )
 def test_images_of_another_range_are_told_by_what_was_learnt(
     given: Callable[[Tensor], Tensor], expected: str | None, mnist_root: Path, tmp_path: Path

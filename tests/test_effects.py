@@ -6,7 +6,7 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from bngan.effects import IDLE, IDLE_IN, OF_NORMS, check_effects
+from bngan.effects import IDLE_IN, check_effects, rules
 from bngan.errors import UsageError
 from bngan.recipes import DEFAULT_CONFIG, SHIPPED, flatten
 
@@ -38,16 +38,15 @@ CASES: tuple[tuple[dict[str, Any], dict[str, Any], dict[str, Any]], ...] = (
 )
 
 
+def namespace(settings: dict[str, Any]) -> Namespace:
+    found = Namespace()
+    for name, value in settings.items():
+        found[name] = value
+    return found
+
+
 def check(command: str, changes: dict[str, Any], typed: dict[str, Any]) -> None:
-    config = Namespace()
-    for name, value in {**DEFAULT, **changes}.items():
-        config[name] = value
-    given, words = Namespace(), Namespace()
-    for name in changes:
-        given[name] = changes[name]
-    for name in typed:
-        words[name] = typed[name]
-    check_effects(command, config, given, words)
+    check_effects(command, namespace({**DEFAULT, **changes}), namespace(changes), namespace(typed))
 
 
 @pytest.mark.parametrize(("setting", "idle", "useful"), CASES)
@@ -66,7 +65,7 @@ def test_setting_that_does_nothing_is_refused_where_typed_and_told_of_where_in_a
 
 
 def test_every_rule_is_of_a_setting_and_is_tried() -> None:
-    ruled = {name for names, *_ in (*OF_NORMS, *IDLE) for name in names.split()}
+    ruled = {name for names, *_ in rules(namespace(DEFAULT)) for name in names.split()}
     assert ruled | set().union(*IDLE_IN.values()) <= DEFAULT.keys()
     assert {name for setting, *_ in CASES for name in setting} >= ruled - {
         *("trainer.num_sanity_val_steps", "metrics.feature", "metrics.seed", "metrics.mode_threshold"),  # as their neighbours

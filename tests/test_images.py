@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bngan.errors import NonFiniteLoss
-from bngan.images import grid, save_png, slerp, to_minus1_1, to_uint8
+from bngan.errors import NonFiniteLoss, UsageError
+from bngan.images import check_range, grid, save_png, slerp, to_minus1_1, to_uint8
 
 
 def test_bytes_map_to_minus_1_to_1_and_back() -> None:
@@ -40,6 +40,17 @@ def test_values_that_are_none_are_refused(tmp_path: Path) -> None:
         with pytest.raises(NonFiniteLoss, match=r"images have NaN values.*earlier checkpoint"):
             write(images)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_beyond_the_range_are_refused_and_those_of_half_of_it_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    images = torch.rand(4, 1, 8, 8)
+    for beyond in (images * 255, images - 2):
+        with pytest.raises(UsageError, match=r"must be in \[-1, 1\], and these reach from .* add Normalize"):
+            check_range(beyond)
+    check_range(2 * images - 1)
+    assert capsys.readouterr().out == ""
+    check_range(images)
+    assert "No pixel of the first batch is below 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -71,12 +71,7 @@ class MeasureSamples(Callback):
     """
 
     def __init__(
-        self,
-        num_samples: int = 10_000,
-        feature: str = "auto",
-        chunk: int = 500,
-        seed: int = 0,
-        mode_threshold: float = 0.05,
+        self, num_samples: int = 10_000, feature: str = "auto", chunk: int = 500, seed: int = 0, mode_threshold: float = 0.05
     ) -> None:
         check_at_least(0, "metrics.", num_samples=num_samples)
         check_at_least(1, "metrics.", chunk=chunk)
@@ -111,11 +106,7 @@ class MeasureSamples(Callback):
         return [] if self._metric is None else [f"val/{name}" for name in self._metric.names]
 
     def _prepare(self, trainer: Trainer, gan: GAN) -> None:
-        """Load the feature net, once a checkpoint has said which one.
-
-        Raises:
-            UsageError: if it cannot be had, or there are too few samples or real images for it.
-        """
+        """Load the feature net, once a checkpoint has said which one, and see that there are enough images for it."""
         if self.num_samples == 0:
             return
         data = _image_data(trainer)
@@ -345,11 +336,6 @@ class MeasureSamples(Callback):
 
 
 def _image_data(trainer: Trainer) -> ImageDataModule:
-    """Return the run's data.
-
-    Raises:
-        ValueError: if it is not bngan's.
-    """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageDataModule):
         raise ValueError(f"MeasureSamples needs an ImageDataModule, for the images to compare with, got {type(data).__name__}")

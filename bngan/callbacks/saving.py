@@ -166,11 +166,7 @@ class CheckpointSaver(Checkpoint):
         self._validation_is_due = state_dict.get("validation_is_due", False)  # which version 0.1 did not say
 
     def _check_monitors(self, trainer: Trainer, gan: GAN) -> None:
-        """Refuse to wait for a metric that is not measured, here and in EarlyStopping.
-
-        Raises:
-            UsageError: naming the metrics that there are.
-        """
+        """Refuse to wait for a metric that is not measured, here and in EarlyStopping."""
         if self.monitor != "auto":
             check_monitor("--checkpoint.monitor", self.monitor, trainer, gan)
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]  # set from outside

@@ -23,6 +23,10 @@ class Labelled(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def read(self, rows: Tensor) -> "Labelled":
+        """Return the images of these rows int64 (n,), with their labels."""
+        return Labelled(self.images[rows], self.labels[rows])
+
 
 class DataSet(Protocol):
     """Where images come from."""

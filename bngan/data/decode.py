@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -20,21 +20,6 @@ Background = tuple[int, ...]  # red, green, blue, 0..255
 
 # Pillow knows these too: films, programs for a printer, and formats of which it has no reader.
 NO_PICTURES = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "MPEG", "WMF"}
-GREY_MODES = {"1", "L", "LA", "La"}
-TURNS = dict(  # by the value of EXIF's orientation
-    enumerate(
-        (
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ),
-        start=2,
-    )
-)
 
 
 class Range(NamedTuple):
@@ -47,7 +32,7 @@ class Range(NamedTuple):
 class Traits(NamedTuple):
     """What a file tells of its picture.
 
-    Args:
+    Attributes:
         size: width and height of the picture, or height and width where it must be turned to stand upright.
         colour: whether it has colours.
         kind: I or F where its pixels are integers of more than 8 bits or floating-point numbers, else empty.
@@ -83,7 +68,7 @@ def look(path: str, background: Background) -> Traits:
                 raise ValueError("some pixels are NaN or infinite")
             extremes = float(pixels.min()), float(pixels.max())
             return Traits(picture.size, False, picture.mode[0], extremes)
-        colour = picture.mode not in GREY_MODES and not _has_grey_palette(picture)
+        colour = Image.getmodebase(picture.mode) != "L" and not _has_grey_palette(picture)
         shown = picture.has_transparency_data and len(set(background)) > 1
         return Traits(picture.size, colour or shown, "")
 
@@ -116,10 +101,10 @@ def read(path: str, channels: int, size: int | None, background: Background, ran
     Raises:
         UsageError: with the path and what is wrong, if it cannot be read.
     """
-    with _opened(path) as opened:
+    with _opened(path) as picture:
         if size is not None:
-            opened.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a half, a quarter or an eighth of its size
-        picture = _upright(opened)
+            picture.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a half, a quarter or an eighth of its size
+        _turn_upright(picture)
         if picture.mode[0] in "IF":
             picture = _eight_bit(picture, ranges[picture.mode[0]])
         if picture.has_transparency_data:
@@ -135,7 +120,8 @@ def read(path: str, channels: int, size: int | None, background: Background, ran
 def upright_size(path: str) -> tuple[int, int]:
     """Return the width and height of the picture in a file."""
     with _opened(path) as picture:
-        return _upright(picture).size
+        _turn_upright(picture)
+        return picture.size
 
 
 @contextmanager
@@ -161,14 +147,11 @@ def _reason(error: Exception) -> str:
     return ((isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__)[:100]
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF says, unless that is broken."""
+def _turn_upright(picture: Image.Image) -> None:
+    """Turn a picture as its EXIF says, unless that is broken: every viewer shows such a picture as it is."""
     picture.load()
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as of Pillow's readers; every viewer shows such a picture
-        orientation = None
-    return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
+    with suppress(Exception):  # as of Pillow's readers
+        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def _has_grey_palette(picture: Image.Image) -> bool:

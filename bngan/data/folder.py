@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from bngan.data.decode import formats
 from bngan.distributed import print0
@@ -19,22 +19,9 @@ LITTER = {"__macosx", "thumbs.db", "desktop.ini"}  # what systems leave in folde
 LISTED = 8  # classes, or kinds of files, in a message
 
 
-class Listing(NamedTuple):
-    """The pictures' files in a folder.
-
-    Args:
-        paths: those to train with before those held out.
-        labels: number of each one's class, 0 where there are no classes.
-        training: how many there are to train with.
-    """
-
-    paths: list[str]
-    labels: list[int]
-    training: int
-
-
-def find(folder: Path) -> Listing:
-    """Find the pictures in a folder and its subfolders, and say what is made of them.
+def find(folder: Path) -> tuple[list[str], list[int], int]:
+    """Return the paths of a folder's and its subfolders' pictures, those to train with first, the number of each one's class,
+    0 where there are none, and how many there are to train with; and say what is made of them.
 
     Where there are subfolders train and val, say, they tell what is held out. Else each file's name tells, so that the others
     stay where they are when pictures are added. Where all pictures lie in subfolders, each of these is a class.
@@ -55,7 +42,7 @@ def find(folder: Path) -> Listing:
         first, second = _divided(names)
     rows = [*first, *second]
     labels = _labels([paths[row][split:] for row in rows], len(first) if split else 0)
-    return Listing([str(folder / names[row]) for row in rows], labels, len(first))
+    return [str(folder / names[row]) for row in rows], labels, len(first)
 
 
 def _pictures(folder: Path) -> list[str]:

@@ -98,7 +98,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.in_memory_gb = num_workers, in_memory_gb
         self.predict_samples, self.seed, self.n_critic = predict_samples, seed, n_critic
-        self._loaded: dict[bool, Labelled] = {}
+        self._parts: dict[bool, Labelled | PicturesPart] = {}  # to train with and held out
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -147,16 +147,12 @@ class ImageDataModule(LightningDataModule):
 
     def load(self, *, train: bool) -> Labelled:
         """Return all training or held-out images as one uint8 tensor (N, C, H, W), with labels (N,)."""
-        if (part := self._part(train=train)) is not None:
-            return part.read(range(len(part))) if part.images is None else Labelled(part.images, part.labels)
-        if train not in self._loaded:
-            self._loaded[train] = self._load_named(train=train)
-        return self._loaded[train]
+        part = self._part(train=train)
+        return part if isinstance(part, Labelled) else part.read(torch.arange(len(part)))
 
     def labels(self, *, train: bool) -> Tensor:
         """Return the labels (N,) of all training or held-out images, without reading pictures."""
-        part = self._part(train=train)
-        return self.load(train=train).labels if part is None else part.labels
+        return self._part(train=train).labels
 
     def subset(self, count: int, *, train: bool, skip: int = 0, without: int | None = None) -> Labelled:
         """Return `count` images, or all where there are fewer, as uint8 (N, C, H, W), with labels (N,).
@@ -171,10 +167,7 @@ class ImageDataModule(LightningDataModule):
         labels = self.labels(train=train)
         kept = torch.ones(len(labels), dtype=torch.bool) if without is None else labels != without
         kept[drawn(torch.arange(len(labels)), skip)] = False
-        chosen = drawn(kept.nonzero().flatten(), count)
-        if (part := self._part(train=train)) is not None:
-            return part.read(chosen.tolist())
-        return Labelled(self.load(train=train).images[chosen], labels[chosen])
+        return self._part(train=train).read(drawn(kept.nonzero().flatten(), count))
 
     def _load_named(self, *, train: bool) -> Labelled:
         images, labels = DATASETS[self.data_name].load(self.root, train=train)
@@ -186,25 +179,27 @@ class ImageDataModule(LightningDataModule):
         assert self.folder is not None
         return Pictures(self.folder, self.image_size, self.channels, self.background)
 
-    @cached_property
-    def _parts(self) -> tuple[PicturesPart, PicturesPart]:
-        """The folder's pictures to train with and those held out, once all have been read."""
-        pictures = self._pictures
-        hold = pictures.nbytes <= self.in_memory_gb * 1e9
-        pictures.read_all(hold=hold, on_damaged=self.on_damaged, num_workers=self.num_workers)
-        training, everything = pictures.training, len(pictures)
-        return PicturesPart(pictures, range(training)), PicturesPart(pictures, range(training, everything))
+    def _part(self, *, train: bool) -> Labelled | PicturesPart:
+        """Return the images to train with or those held out; of a folder too large for memory they are yet to be read."""
+        if train not in self._parts:
+            self._parts |= {train: self._load_named(train=train)} if self.folder is None else self._read_folder()
+        return self._parts[train]
 
-    def _part(self, *, train: bool) -> PicturesPart | None:
-        """Return the folder's pictures to train with or those held out, or None where the data set is a named one."""
-        return None if self.folder is None else self._parts[not train]
+    def _read_folder(self) -> dict[bool, Labelled | PicturesPart]:
+        pictures = self._pictures
+        hold = len(pictures) * math.prod(pictures.image_shape) <= self.in_memory_gb * 1e9
+        images = pictures.read_all(hold=hold, on_damaged=self.on_damaged, num_workers=self.num_workers)
+        parts = {True: slice(pictures.training), False: slice(pictures.training, None)}
+        if images is None:
+            return {train: PicturesPart(pictures, range(len(pictures))[part]) for train, part in parts.items()}
+        return {train: Labelled(images[part], pictures.labels[part]) for train, part in parts.items()}
 
     def _loader(self, batch_size: int, *, train: bool) -> TensorLoader | PictureLoader:
         part = self._part(train=train)
-        if part is not None and part.images is None:
-            return PictureLoader(part, self._batches(len(part), batch_size, train=train), self.num_workers)
-        source = self.load(train=train)
-        return TensorLoader(*self._placed(source), self._batches(len(source.labels), batch_size, train=train))
+        batches = self._batches(len(part.labels), batch_size, train=train)
+        if isinstance(part, PicturesPart):
+            return PictureLoader(part, batches, self.num_workers)
+        return TensorLoader(*self._placed(part), batches)
 
     def _eval_rows(self) -> int:
         """Return the size of a batch of validation: what is asked for, or as many images as take a bounded memory."""

@@ -1,6 +1,5 @@
 """A person's own pictures as a data set: of one shape, looked at before training, held in memory where they fit."""
 
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -47,7 +46,6 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         self.paths, labels, self.training = find(folder)
         self.labels = torch.tensor(labels)  # (N,)
         self.damaged: list[str] = []  # paths, each with what is wrong
-        self.images: Tensor | None = None  # uint8 (N, C, H, W), where they are held in memory
         traits = self._look()
         side = self._native_side(traits) if size is None else size
         self.image_shape = (channels or _common_channels(traits), side, side)
@@ -67,17 +65,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         except UsageError as error:
             raise _unreadable([str(error)]) from error
 
-    @property
-    def nbytes(self) -> int:
-        """Size of all of them in memory."""
-        return len(self) * math.prod(self.image_shape)
-
     def read(self, row: int) -> Tensor:
         """Return one picture from its file; UsageError with its path and what is wrong if it is damaged."""
         return read(self.paths[row], self.image_shape[0], self.size, self.background, self._ranges)
 
-    def read_all(self, *, hold: bool, on_damaged: OnDamaged, num_workers: int) -> None:
-        """Read every file once, to hold all pictures in memory or, where they are too many, to find the damaged ones.
+    def read_all(self, *, hold: bool, on_damaged: OnDamaged, num_workers: int) -> Tensor | None:
+        """Read every file once, to return all pictures as (N, C, H, W) or, where they are too many, to find the damaged ones.
 
         Raises:
             UsageError: naming the damaged ones, unless they are to be skipped and others are left.
@@ -93,7 +86,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             generator=torch.Generator(),  # the global one is for the networks' first weights
         )
         whole: list[int] = []
-        for row, (image, complaint) in enumerate(_watched(chain.from_iterable(attempts), "reading pictures", len(self))):
+        for row, (image, complaint) in enumerate(_with_progress(chain.from_iterable(attempts), "reading pictures", len(self))):
             if complaint:
                 self.damaged.append(complaint)
                 continue
@@ -105,12 +98,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             raise _unreadable(self.damaged)
         if self.damaged:
             print0(_told(self.damaged, "left out that cannot be read"))
-        self.images = images[: len(self)] if hold else None
+        return images[: len(self)] if hold else None
 
     def _look(self) -> list[Traits]:
         """Look at every picture, and keep those whose files begin as they should."""
         traits, whole = [], []
-        for row, path in enumerate(_watched(self.paths, "looking at pictures", len(self))):
+        for row, path in enumerate(_with_progress(self.paths, "looking at pictures", len(self))):
             try:
                 traits.append(look(path, self.background))
                 whole.append(row)
@@ -156,7 +149,7 @@ class _Attempts(Dataset[tuple[Any, str]]):
 
 
 class PicturesPart(Subset[tuple[Tensor, int]]):
-    """Some of a folder's pictures: those to train with, or those held out.
+    """Some of a folder's pictures, which are too many for memory: those to train with, or those held out.
 
     Args:
         pictures: all pictures of the folder, which have been read once.
@@ -165,16 +158,13 @@ class PicturesPart(Subset[tuple[Tensor, int]]):
 
     def __init__(self, pictures: Pictures, rows: range) -> None:
         super().__init__(pictures, rows)
-        self.pictures, self.image_shape = pictures, pictures.image_shape
+        self.image_shape = pictures.image_shape
         self.labels = pictures.labels[rows.start : rows.stop]  # (N,)
-        self.images = None if pictures.images is None else pictures.images[rows.start : rows.stop]
 
-    def read(self, rows: Sequence[int]) -> Labelled:
-        """Return pictures of this part, by their place in it, as uint8 (n, C, H, W), with their labels (n,)."""
-        if self.images is not None:
-            return Labelled(self.images[rows], self.labels[rows])
+    def read(self, rows: Tensor) -> Labelled:
+        """Return pictures of this part, by their place in it int64 (n,), as uint8 (n, C, H, W), with their labels (n,)."""
         images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
-        for target, row in zip(images, _watched(rows, "reading pictures", len(rows)), strict=True):
+        for target, row in zip(images, _with_progress(rows.tolist(), "reading pictures", len(rows)), strict=True):
             target.copy_(self[row][0])
         return Labelled(images, self.labels[rows])
 
@@ -219,6 +209,6 @@ def _told(damaged: Sequence[str], what: str) -> str:
     return f"{count} {what}: {', '.join(sorted(damaged)[:NAMED])}{more}"
 
 
-def _watched(items: Iterable[Item], doing: str, total: int) -> Iterable[Item]:
-    """Show on a terminal how far it is."""
+def _with_progress(items: Iterable[Item], doing: str, total: int) -> Iterable[Item]:
+    """Yield the items, and show progress on a terminal."""
     return track(items, description=doing, total=total, disable=not sys.stderr.isatty())

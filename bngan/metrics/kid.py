@@ -37,21 +37,15 @@ class KID(FeaturePairs):
     def __init__(self, chunk: int = 100) -> None:
         super().__init__()
         self.chunk = chunk
-        self._known: Kernels | None = None
 
     def compute(self) -> dict[str, Tensor]:
         """Return `kid`, and `kid_se`, its standard error where the images were drawn independently."""
         real, fake = (_with_constant(features.double()) for features in self.sets(at_least=2))
-        among_real, among_fake = self._among_real(real), self._kernels(fake, fake)
-        between = self._kernels(real, fake)
+        if self._among_real is None:
+            self._among_real = self._kernels(real, real)
+        among_real, among_fake, between = self._among_real, self._kernels(fake, fake), self._kernels(real, fake)
         kid = among_real.rows.mean() + among_fake.rows.mean() - 2 * between.rows.mean()
         return {"kid": kid, "kid_se": _variance(among_real, among_fake, between).sqrt()}
-
-    def _among_real(self, real: Tensor) -> Kernels:
-        """Return the kernels among the real images; they are worked out once for the same ones."""
-        if self._known is None or len(self._known.rows) != len(real):
-            self._known = self._kernels(real, real)
-        return self._known
 
     def _kernels(self, images: Tensor, others: Tensor) -> Kernels:
         """Return the kernels of features (n, d + 1) with (m, d + 1); where both are the same, none of an image with itself."""

@@ -1,5 +1,7 @@
 """What metrics that compare two sets of features share: the features."""
 
+from typing import Any
+
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
@@ -21,6 +23,7 @@ class FeaturePairs(Metric):
         super().__init__()
         self.add_state("real", default=[], dist_reduce_fx="cat")
         self.add_state("fake", default=[], dist_reduce_fx="cat")
+        self._among_real: Any = None  # what a subclass has worked out from the real features alone
 
     def update(self, features: Tensor, *, real: bool) -> None:
         """Add features (N, d).
@@ -31,6 +34,8 @@ class FeaturePairs(Metric):
         if features.ndim != 2:
             raise ValueError(f"expected features (N, d), got {tuple(features.shape)}")
         (self.real if real else self.fake).append(features)
+        if real:
+            self._among_real = None
 
     def reset(self) -> None:
         real = list(self.real)

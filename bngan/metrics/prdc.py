@@ -24,7 +24,6 @@ class PRDC(FeaturePairs):
     def __init__(self, pr_neighbours: int = 3, dc_neighbours: int = 5, chunk: int = 50) -> None:
         super().__init__()
         self.pr_neighbours, self.dc_neighbours, self.chunk = pr_neighbours, dc_neighbours, chunk
-        self._known: tuple[Tensor, Tensor] | None = None
 
     def compute(self) -> dict[str, Tensor]:
         """Return each as a number of at least 0.
@@ -34,7 +33,9 @@ class PRDC(FeaturePairs):
         """
         real, fake = self.sets(at_least=max(self.pr_neighbours, self.dc_neighbours) + 1)
         real, fake = real.double(), fake.double()
-        pr_radii, dc_radii = self._real_radii(real)
+        if self._among_real is None:
+            self._among_real = self._radii(real, self.pr_neighbours, self.dc_neighbours)
+        pr_radii, dc_radii = self._among_real
         (fake_radii,) = self._radii(fake, self.pr_neighbours)
         held_fakes = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
         recalled, covered, balls = torch.zeros(3, dtype=torch.double, device=fake.device)
@@ -49,13 +50,6 @@ class PRDC(FeaturePairs):
             "density": balls / (self.dc_neighbours * len(fake)),
             "coverage": covered / len(real),
         }
-
-    def _real_radii(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared radii for precision and for coverage; they are worked out once for the same real images."""
-        if self._known is None or len(self._known[0]) != len(real):
-            pr_radii, dc_radii = self._radii(real, self.pr_neighbours, self.dc_neighbours)
-            self._known = pr_radii, dc_radii
-        return self._known
 
     def _radii(self, points: Tensor, *neighbours: int) -> list[Tensor]:
         """Return for each k the squared distance (N,) of each point to its k-th nearest other point."""

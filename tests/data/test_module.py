@@ -143,7 +143,7 @@ def test_labels_are_those_of_all_images(tmp_path: Path, mnist_root: Path, monkey
         picture(tmp_path / f"class {number % 2}" / f"{number}.png", level=number)
     for train in (True, False):
         expected = module_of(tmp_path).load(train=train).labels
-        data = module_of(tmp_path)
+        data = module_of(tmp_path, in_memory_gb=0.0)
         with monkeypatch.context() as patch:
             patch.setattr("bngan.data.pictures.PicturesPart.read", lambda *_: pytest.fail("no picture need be read"))
             assert torch.equal(data.labels(train=train), expected)

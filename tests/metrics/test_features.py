@@ -92,11 +92,6 @@ def test_a_feature_net_that_cannot_be_had_is_refused(name: str, complaint: str) 
         load_feature_net(name)
 
 
-def test_a_name_with_a_leading_dot_is_refused_like_any_unknown_one() -> None:
-    with pytest.raises(UsageError, match=r"metrics\.feature"):
-        load_feature_net(".tests.Pooled")
-
-
 def test_a_class_path_gives_the_class() -> None:
     net = load_feature_net("tests.features.Pooled")
     assert isinstance(net.net, Pooled)
