@@ -39,8 +39,8 @@ MACHINE_ERRORS: tuple[tuple[int, str, str], ...] = (
     (2, r"shared memory|unable to mmap", "shared memory (/dev/shm) is full; lower --data.num_workers, down to 0"),
     (
         2,
-        "MemoryError|t allocate memory|out of memory|bad_alloc|ALLOC_FAILED|Storage size calculation overflowed",
-        "memory is full; try a smaller --data.batch_size or --model.hidden_dim, or --metrics.chunk if it was measuring",
+        "MemoryError|OverflowError|t allocate memory|out of memory|bad_alloc|ALLOC_FAILED|Storage size calculation overflowed",
+        "memory is full; lower --data.batch_size or --model.hidden_dim, --metrics.chunk if it was measuring, or sample --num",
     ),
     (2, r"port: (\d+).*EADDRINUSE", r"port \1 is taken on this machine; set MASTER_PORT to a free port, or unset it"),
     (
@@ -55,7 +55,7 @@ MACHINE_ERRORS: tuple[tuple[int, str, str], ...] = (
         r"this process ends, because another one of the run is gone (\g<0>)",
     ),
 )
-NO_ACCESS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
+NO_ACCESS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENAMETOOLONG")
 NO_ROOM_FOR_PROCESSES = ("EMFILE", "ENFILE", "EAGAIN", "ENOMEM")
 CHECKPOINT = (
     "a checkpoint, a run's folder (its best), or last, the newest run",
@@ -113,7 +113,7 @@ def _answer(error: Exception) -> tuple[int, str | None]:
             return 2, f"{reason}; lower --data.num_workers, down to 0"
         return (2, f"{error.filename}: {reason}" if error.filename else reason) if kind in NO_ACCESS else (1, None)
     forked = any(kind.__name__ == "ProcessException" for kind in type(error).__mro__)  # torch's, which is not imported here
-    if forked or isinstance(error, RuntimeError | MemoryError):
+    if forked or isinstance(error, RuntimeError | MemoryError | OverflowError):
         kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
         text = f"{kinds}: {' '.join(str(error).rpartition('  File ')[2].split())}"
         for status, pattern, line in MACHINE_ERRORS:
@@ -189,6 +189,8 @@ def _run_lightning(command: str, arguments: list[str]) -> None:
     from bngan.rendezvous import check_environment
 
     check_environment()
+    # A shell leaves it so, and in YAML ~ by itself is null.
+    arguments = [f"{word[:-1]}{expand_home('~')}" if word.endswith("=~") else word for word in arguments]
     parser = _Parser(command, add_help=False)
     parser.add_argument("-c", "--config", action="append", nargs="?", default=[], dest="configs")
     parser.add_argument("--ckpt_path", nargs="+")
@@ -205,7 +207,10 @@ def _run_lightning(command: str, arguments: list[str]) -> None:
             f"--{whole[0]} is not taken as a whole; give settings one by one, --{whole[0]}.NAME VALUE, or --config FILE"
         )
     if settings and not settings[0].startswith("-"):
-        raise UsageError(f"{settings[0]} stands by itself; give a checkpoint by --ckpt_path, a setting by --GROUP.NAME VALUE")
+        raise UsageError(
+            f"{settings[0]} stands by itself; give a checkpoint by --ckpt_path, each file by its own --config, a setting by "
+            "--GROUP.NAME VALUE"
+        )
     options.configs = [find_config(name) for name in options.configs]
     for path in options.configs:
         read_config(path)

@@ -436,7 +436,9 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
         chance=min(float(gan.loss.discriminator(constant, constant)) for constant in constants),
         real_logits=real_logits,
         fake_logits=fake_logits,
-        signal=float(torch.stack(gradient_norms).mean() * torch.stack(distances).mean() / (real_logits.mean() - fake_logits.mean())),
+        signal=float(
+            torch.stack(gradient_norms).mean() * torch.stack(distances).mean() / (real_logits.mean() - fake_logits.mean())
+        ),
     )
 
 

@@ -75,6 +75,6 @@ def rules(config: Namespace) -> tuple[tuple[str, bool, str], ...]:
         ("model.instance_noise_end", model.instance_noise == 0, "instance_noise is 0"),
         ("trainer.min_epochs trainer.min_steps", not trainer.callbacks and trainer.max_time is None, no_end),
         (intervals, trainer.limit_val_batches == 0, "trainer.limit_val_batches is 0"),
-        (histograms, trainer.logger is False, "trainer.logger is false"),
+        (f"{histograms} trainer.log_every_n_steps", trainer.logger is False, "trainer.logger is false"),
         (measuring, config.metrics.num_samples == 0, "metrics.num_samples is 0"),
     )

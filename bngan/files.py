@@ -35,6 +35,8 @@ def expand_home(path: str) -> str:
     """
     if not path or "\0" in path:
         raise UsageError(f"{path!r} is no path; name a file or a folder")
+    if os.path.expandvars(path) != path:  # which some libraries do, so that half of a run would lie elsewhere
+        raise UsageError(f"{path} names a variable of the shell; write out what it stands for")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise UsageError(f"{path}: there is no user {path.partition('/')[0]}; write ./{path} for what is called that")

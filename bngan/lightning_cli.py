@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -284,8 +285,6 @@ class GanCLI(LightningCLI):
         given = {"ckpt_path": None if path is None else str(path), "weights_only": True, **QUIET.get(self.command, {})}
         do(self.model, datamodule=self.datamodule, **given)
         if self.command == "fit":
-            if self.trainer.global_step == self.start.iteration and not self.trainer.callback_metrics:
-                print0("Nothing was left to do; to train longer raise --trainer.max_epochs or --trainer.max_steps.")
             print0(f"Done: {self.start.folder}")
 
     def _tell_what_begins(self) -> None:
@@ -305,7 +304,9 @@ class GanCLI(LightningCLI):
                 lone = f"{self.start.checkpoint} lies in no folder of a run of this version, with config.yaml and run.json"
                 print0(f"{lone}, so how long to train and what to log are as given or as by default.")
         print0(f"Run folder {self.start.folder}")
-        print0(f"Watch it: tensorboard --logdir {self.start.folder.parent.parent} --samples_per_plugin images=1000")
+        if self.config.trainer.logger is not False:
+            root = shlex.quote(str(self.start.folder.parent.parent))
+            print0(f"Watch it: tensorboard --logdir {root} --samples_per_plugin images=1000")
 
 
 class RunRecord(SaveConfigCallback):
@@ -353,6 +354,11 @@ class RunRecord(SaveConfigCallback):
                 "goes on in a new folder"
             )
         print0(f"{changed}, {why}")
+
+    def on_fit_end(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
+        """Say so if there was nothing to train or to validate."""
+        if trainer.global_step == self.start.iteration and not trainer.callback_metrics:
+            print0("Nothing was left to do; to train longer raise --trainer.max_epochs, max_steps or max_time.")
 
     def save_config(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml, and add this start to run.json."""

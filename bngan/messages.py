@@ -27,7 +27,10 @@ def explain(error: Exception) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, ValueError):
         match = re.search(LONG_INTERVAL, text)
-        return _long_interval(match) if match else None
+        if match:
+            return _long_interval(match)
+        match = re.search(NO_SUCH_OBJECT, text)
+        return f"a setting that names a class: {match[1]}" if match else None
     if not isinstance(error, argparse.ArgumentError | MisconfigurationException):
         return None
     for pattern, put in PLAIN_WORDS:
@@ -58,8 +61,10 @@ def _long_interval(match: re.Match[str]) -> str:
     )
 
 
-# The one thing that Lightning finds wrong with a setting by a ValueError.
+# What Lightning finds wrong with a setting by a ValueError.
 LONG_INTERVAL = r"`val_check_interval` \((.*?)\) must be less than or equal to the number of the training batches \((.*?)\)"
+# What a class of Lightning's finds wrong with its own arguments, as jsonargparse passes it on.
+NO_SUCH_OBJECT = r"^Does not validate against any of the Union subtypes.*? Errors: - (.*?) - Expected"
 PLAIN_WORDS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r'^Parser key "([\w.]+)": .*?Subtypes: (\[.*?\]) Errors.*Given value: (.*)$', _wrong_type),
     (r'^Parser key "([\w.]+)": Expected a (.*?)\. Got value: (.*)$', _wrong_type),

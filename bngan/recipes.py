@@ -99,7 +99,7 @@ def expand_homes(value: Any, setting: str = "") -> Any:
     Raises:
         UsageError: if a path can be none.
     """
-    if isinstance(value, str) and (value.startswith("~") or "\0" in value or setting in PATHS):
+    if isinstance(value, str) and (value.startswith(("~", "$")) or "\0" in value or setting in PATHS):
         return expand_home(value)
     if isinstance(value, list):
         return [expand_homes(item) for item in value]

@@ -16,7 +16,7 @@ from bngan.distributed import FIRST_PROCESS
 from bngan.errors import UsageError
 
 TIMEOUT = timedelta(minutes=10)
-STORE_TIMEOUT = timedelta(seconds=30)  # torchrun's store is there before its processes are
+STORE_TIMEOUT = timedelta(seconds=10)  # torchrun's store is there before its processes are
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SET_BY_A_LAUNCHER = ("LOCAL_RANK", "RANK", "GROUP_RANK", "SLURM_PROCID")

@@ -33,6 +33,7 @@ CASES: tuple[tuple[dict[str, Any], dict[str, Any], dict[str, Any]], ...] = (
     ({"trainer.val_check_interval": 2}, {"trainer.limit_val_batches": 0}, {"trainer.limit_val_batches": 1}),
     ({"trainer.check_val_every_n_epoch": 2}, {"trainer.limit_val_batches": 0.0}, {"trainer.limit_val_batches": 0.5}),
     ({"batchnorm.histograms": False}, {"trainer.logger": False}, {}),
+    ({"trainer.log_every_n_steps": 3}, {"trainer.logger": False}, {}),
     ({"batchnorm.every_n_iterations": 3}, {"model.g_norm": "none", "model.d_norm": "none"}, {"model.g_norm": "none"}),
     ({"metrics.chunk": 3}, {"metrics.num_samples": 0}, {"metrics.num_samples": 300}),
 )

@@ -54,3 +54,11 @@ def test_run_and_its_stop_need_nothing_that_windows_lacks(mnist_root: Path, tmp_
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert (only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("path", ["$HOME/runs", "${HOME}/runs", "runs/$HOME"])
+def test_variable_of_the_shell_is_no_part_of_a_path(path: str) -> None:
+    # Lightning's TensorBoard logger would look it up, and the rest of the run would lie in a folder of that name
+    with pytest.raises(UsageError, match="names a variable of the shell; write out what it stands for"):
+        expand_home(path)
+    assert expand_home("US$ and $undefined_9") == "US$ and $undefined_9"

@@ -50,7 +50,7 @@ def formats() -> dict[str, list[str]]:
     """Return the formats of pictures that can be read here, each with its suffixes."""
     with suppress(ImportError):  # the formats of Apple's cameras, where this package of Pillow's friends is installed
         import_module("pillow_heif").register_heif_opener()
-    by_suffix = Image.registered_extensions()
+    by_suffix = {**Image.registered_extensions(), ".mpo": "JPEG"}  # several JPEGs in a file, which its reader knows
     known = Image.OPEN.keys() - NO_PICTURES
     return {name: [suffix for suffix, owner in by_suffix.items() if owner == name] for name in sorted(known)}
 

@@ -14,8 +14,9 @@ from bngan.errors import UsageError
 
 HELD_OUT_FRACTION = 0.1
 TRAINING_FOLDERS = {"train", "training"}
-HELD_OUT_FOLDERS = {"val", "valid", "validation", "test", "testing"}
-LITTER = {"__macosx", "thumbs.db", "desktop.ini"}  # what systems leave in folders, beside hidden files
+HELD_OUT_FOLDERS = {"val", "valid", "validation", "dev", "eval", "test", "testing"}
+# What systems leave in folders, beside hidden files.
+LITTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 LISTED = 8  # classes, or kinds of files, in a message
 
 

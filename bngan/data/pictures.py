@@ -20,7 +20,8 @@ from bngan.errors import UsageError
 LEAST_SIDE = 4  # pixels
 MANY = 1_000  # pictures that take more than an instant to read
 AT_ONCE = 8  # pictures that a process reads before it passes them on
-NAMED = 20  # damaged pictures in a message
+DARK = 16  # of 255: the white of 12 bits in a colour file of 16, which Pillow reads as its upper 8
+NAMED = 1_000  # damaged pictures in a message
 REMEDY = "give --data.image_size 64, say, and every picture is resized and its centre cut out"
 
 Item = TypeVar("Item")
@@ -94,11 +95,17 @@ class Pictures(Dataset[tuple[Tensor, int]]):
                 images[len(whole)] = torch.from_numpy(image)
             whole.append(row)
         self._keep(whole)
-        if self.damaged and (on_damaged == "refuse" or len(self) < 2):
+        if self.damaged and on_damaged == "refuse":
             raise _unreadable(self.damaged)
+        if len(self) < 2:
+            raise UsageError(f"fewer than 2 pictures are left: {_told(self.damaged, 'cannot be read')}")
         if self.damaged:
             print0(_told(self.damaged, "left out that cannot be read"))
-        return images[: len(self)] if hold else None
+        if not hold:
+            return None
+        images = images[: len(self)]
+        _tell_of_dark(images)
+        return images
 
     def _look(self) -> list[Traits]:
         """Look at every picture, and keep those whose files begin as they should."""
@@ -115,19 +122,26 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return traits
 
     def _keep(self, rows: Sequence[int]) -> None:
-        self.training = min(max(1, sum(row < self.training for row in rows)), len(rows) - 1)  # none of both is left empty
+        whole = sum(row < self.training for row in rows)
+        self.training = min(max(1, whole), len(rows) - 1)  # none of both is left empty
+        if self.training > whole:
+            print0("No picture to train with could be read, so one of those held out is taken for it")
+        elif 0 < self.training < whole:
+            print0("No picture to hold out could be read, so one of those to train with is held out")
         self.paths, self.labels = [self.paths[row] for row in rows], self.labels[rows]
 
     def _native_side(self, traits: Sequence[Traits]) -> int:
         """Return the side of the pictures, all of which must be squares of one size."""
         (side, height), first = traits[0].size, self.paths[0]
         if side != height:
-            raise UsageError(f"{_measured(first)}, not square: {REMEDY}")
+            raise UsageError(f"{_measured(first, traits[0])}, not square: {REMEDY}")
         if side < LEAST_SIDE:
-            raise UsageError(f"{_measured(first)}, smaller than {LEAST_SIDE} x {LEAST_SIDE}: {REMEDY}")
+            raise UsageError(f"{_measured(first, traits[0])}, smaller than {LEAST_SIDE} x {LEAST_SIDE}: {REMEDY}")
         for other, seen in zip(self.paths, traits, strict=True):
             if seen.size != (side, side):
-                raise UsageError(f"pictures of different sizes: {_measured(first)}, {_measured(other)}; {REMEDY}")
+                raise UsageError(
+                    f"pictures of different sizes: {_measured(first, traits[0])}, {_measured(other, seen)}; {REMEDY}"
+                )
         return side
 
 
@@ -178,11 +192,21 @@ def _common_channels(traits: Sequence[Traits]) -> int:
     return 3 if colour else 1
 
 
-def _measured(path: str) -> str:
+def _tell_of_dark(images: Tensor) -> None:
+    """Say how many of the images uint8 (N, C, H, W) are nearly black, as pictures scaled wrongly are."""
+    dark = sum(int((some.flatten(start_dim=1).amax(dim=1) < DARK).sum()) for some in images.split(MANY))
+    if dark:
+        print0(
+            f"{dark} of {len(images)} pictures are nearly black, no pixel above {DARK - 1} of 255; where they have more than 8 "
+            "bits, or are in [0, 1] beside others in [0, 255], bring them all to one range first"
+        )
+
+
+def _measured(path: str, seen: Traits) -> str:
     try:
         width, height = upright_size(path)
-    except UsageError as error:
-        raise _unreadable([str(error)]) from error
+    except UsageError:  # cut off: its header still tells its size, though not how it stands
+        width, height = seen.size
     return f"{path} is {width} x {height}"
 
 

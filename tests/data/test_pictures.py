@@ -119,15 +119,28 @@ def test_pictures_too_small_for_networks_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_lost_by_resizing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, size in enumerate(((16, 16), (32, 16), (15, 16), (33, 16), (1, 1), (4000, 2))):
-        Image.new("L", size).save(tmp_path / f"{number}.png")
+        Image.new("L", size, 200).save(tmp_path / f"{number}.png")
     assert module_of(tmp_path, image_size=16).load(train=True).images.shape[1:] == (1, 16, 16)
     assert capsys.readouterr().out.splitlines() == [
         "3 of 6 pictures are smaller than 16 x 16 and are enlarged",
         "2 of 6 pictures are more than twice as long as wide, and only the square in their middle is seen",
     ]
-    pictures(tmp_path / "good", 3, size=(16, 16))
+    for number in range(3):
+        picture(tmp_path / "good" / f"{number}.png", size=(16, 16), level=200)
     module_of(tmp_path / "good", image_size=16).load(train=True)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("level", "dark"), [(15, 1), (16, 0)])
+def test_pictures_that_are_nearly_black_are_counted(
+    level: int, dark: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the white of 12 bits in a colour file of 16, of which Pillow reads the upper 8
+    for number, value in enumerate((level, 200, 255)):
+        picture(tmp_path / f"{number}.png", COLOUR, level=value)
+    module_of(tmp_path).load(train=True)
+    said = f"{dark} of 3 pictures are nearly black, no pixel above 15 of 255;"
+    assert (said in capsys.readouterr().out) == bool(dark)
 
 
 @pytest.mark.parametrize("in_memory_gb", [0.0, 2.0])
@@ -146,9 +159,9 @@ def test_all_damaged_pictures_are_named_before_training(in_memory_gb: float, tmp
 
 def test_of_very_many_damaged_pictures_the_first_are_named(tmp_path: Path) -> None:
     for number in range(NAMED + 5):
-        (tmp_path / f"{number:02d}.png").touch()
+        (tmp_path / f"{number:04d}.png").touch()
     with pytest.raises(
-        UsageError, match=rf"25 pictures cannot be read: .*{NAMED - 1}.png \(.*\), and 5 more; repair"
+        UsageError, match=rf"{NAMED + 5} pictures cannot be read: .*{NAMED - 1}.png \(.*\), and 5 more; repair"
     ) as refused:
         found_in(tmp_path)
     assert str(refused.value).count(".png") == NAMED
@@ -165,18 +178,20 @@ def test_damaged_pictures_may_be_skipped(in_memory_gb: float, tmp_path: Path, ca
     assert levels(data.load(train=True)) == [level for level in whole[True] if level != whole[True][2]]
     assert levels(data.load(train=False)) == whole[False]
     assert len(data.labels(train=True)) == len(whole[True]) - 1
-    assert capsys.readouterr().out == f"1 picture left out that cannot be read: {bad} (image file is truncated)\n"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"1 picture left out that cannot be read: {bad} (image file is truncated)"
 
 
-def test_skipping_leaves_no_part_empty(tmp_path: Path) -> None:
+def test_skipping_leaves_no_part_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path, 5, size=(32, 32))
     (held_out,) = levels(module_of(tmp_path).load(train=False))
     damage(tmp_path / f"{held_out:03d}.png")
     data = module_of(tmp_path, on_damaged="skip")
     assert [len(data.labels(train=train)) for train in (True, False)] == [3, 1]
+    assert "No picture to hold out could be read, so one of those to train with is held out" in capsys.readouterr().out
     for number in range(4):
         damage(tmp_path / f"{number:03d}.png")
-    with pytest.raises(UsageError, match="pictures cannot be read"):
+    with pytest.raises(UsageError, match=r"fewer than 2 pictures are left: [45] pictures cannot be read"):
         module_of(tmp_path, on_damaged="skip").labels(train=True)
 
 
