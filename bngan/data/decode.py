@@ -32,7 +32,7 @@ class Range(NamedTuple):
 class Traits(NamedTuple):
     """What a file tells of its picture.
 
-    Args:
+    Attributes:
         size: width and height of the picture, or height and width where it must be turned to stand upright.
         colour: whether it has colours.
         kind: I or F where its pixels are integers of more than 8 bits or floating-point numbers, else empty.

@@ -86,7 +86,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             generator=torch.Generator(),  # the global one is for the networks' first weights
         )
         whole: list[int] = []
-        for row, (image, complaint) in enumerate(_watched(chain.from_iterable(attempts), "reading pictures", len(self))):
+        for row, (image, complaint) in enumerate(_with_progress(chain.from_iterable(attempts), "reading pictures", len(self))):
             if complaint:
                 self.damaged.append(complaint)
                 continue
@@ -103,7 +103,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def _look(self) -> list[Traits]:
         """Look at every picture, and keep those whose files begin as they should."""
         traits, whole = [], []
-        for row, path in enumerate(_watched(self.paths, "looking at pictures", len(self))):
+        for row, path in enumerate(_with_progress(self.paths, "looking at pictures", len(self))):
             try:
                 traits.append(look(path, self.background))
                 whole.append(row)
@@ -164,7 +164,7 @@ class PicturesPart(Subset[tuple[Tensor, int]]):
     def read(self, rows: Tensor) -> Labelled:
         """Return pictures of this part, by their place in it int64 (n,), as uint8 (n, C, H, W), with their labels (n,)."""
         images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
-        for target, row in zip(images, _watched(rows.tolist(), "reading pictures", len(rows)), strict=True):
+        for target, row in zip(images, _with_progress(rows.tolist(), "reading pictures", len(rows)), strict=True):
             target.copy_(self[row][0])
         return Labelled(images, self.labels[rows])
 
@@ -209,6 +209,6 @@ def _told(damaged: Sequence[str], what: str) -> str:
     return f"{count} {what}: {', '.join(sorted(damaged)[:NAMED])}{more}"
 
 
-def _watched(items: Iterable[Item], doing: str, total: int) -> Iterable[Item]:
-    """Show on a terminal how far it is."""
+def _with_progress(items: Iterable[Item], doing: str, total: int) -> Iterable[Item]:
+    """Yield the items, and show progress on a terminal."""
     return track(items, description=doing, total=total, disable=not sys.stderr.isatty())
