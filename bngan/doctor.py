@@ -412,7 +412,7 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
     size = min(int(gan.normalized_together), len(real_images)) // groups * groups
     batches = [batch for batch in real_images.split(size) if len(batch) == size]
     logits: list[tuple[Tensor, Tensor]] = []
-    gradient_norms, distances = [], []
+    promised: list[Tensor] = []
     with evaluation_statistics(gan, "batch"), recorded_statistics(gan) as seen, _alive_channels(gan.generator) as alive:
         for number, batch in enumerate(batches):
             z = rng.normal((size, gan.settings.latent_dim), gan.settings.seed, rng.Stream.PRECISE, number).to(weight)
@@ -425,8 +425,7 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
                 (gradient,) = torch.autograd.grad(gan.loss.generator(*pair), fake)
             logits.append((pair[0].detach().flatten(), pair[1].detach().flatten()))
             # Of all images at once: their number, by which the loss is divided, multiplies the product of both.
-            gradient_norms.append(gradient.norm())
-            distances.append((real - fake).norm())
+            promised.append(gradient.norm() * (real - fake).norm())
     constants = torch.linspace(-3, 3, 121, device=weight.device).reshape(-1, 1, 1)
     real_logits, fake_logits = (torch.cat(part) for part in zip(*logits, strict=True))
     return ForwardStatistics(
@@ -436,9 +435,7 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
         chance=min(float(gan.loss.discriminator(constant, constant)) for constant in constants),
         real_logits=real_logits,
         fake_logits=fake_logits,
-        signal=float(
-            torch.stack(gradient_norms).mean() * torch.stack(distances).mean() / (real_logits.mean() - fake_logits.mean())
-        ),
+        signal=float(torch.stack(promised).mean() / (real_logits.mean() - fake_logits.mean())),
     )
 
 

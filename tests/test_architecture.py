@@ -23,8 +23,8 @@ SOURCES = {
 ORDER = """
 errors
 files rng
-distributed images recipes
-batching
+distributed recipes
+images batching
 batchnorm
 norms losses ema
 settings

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bngan.files import write_whole
+from bngan.errors import UsageError
+from bngan.files import expand_home, write_whole
 from tests.conftest import only_run
 
 # What Windows does not have.
