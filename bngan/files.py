@@ -1,4 +1,4 @@
-"""A file that is there as a whole or not at all, whatever stops the process that writes it."""
+"""A path as it is meant, and a file that is there as a whole or not at all, whatever stops the process that writes it."""
 
 import os
 import secrets

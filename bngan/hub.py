@@ -1,6 +1,5 @@
 """How do I get a trained generator, and samples from it?"""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,6 +13,7 @@ from bngan.batchnorm.statistics import EVAL_STATISTICS, EvalStatistics
 from bngan.checkpoint import load_gan
 from bngan.errors import UsageError, check_at_least
 from bngan.gan import GAN
+from bngan.images import fitting
 from bngan.run import checkpoint_of
 from bngan.sampler import Weights
 
@@ -89,7 +89,7 @@ class TrainedGenerator:
         shape = self.gan.settings.image_shape
         images = torch.empty(count, *shape)
         with self.gan.sampler(self.weights, self.statistics) as sampler:
-            chunk = sampler.block or max(1, min(LARGEST_CHUNK, CHUNK_VALUES // math.prod(shape)))
+            chunk = sampler.block or fitting(LARGEST_CHUNK, shape, max_bytes=4 * CHUNK_VALUES)
             starts = range(0, count, chunk)
             for start in track(starts, description="sampling", disable=not progress or len(starts) < MANY_CHUNKS):
                 images[start : start + chunk] = sampler.samples(start, min(start + chunk, count), seed)

@@ -1,5 +1,6 @@
 """From tensors to pictures and back: ranges, grids, files, walks between latents."""
 
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,11 @@ def to_uint8(images: Tensor) -> Tensor:
     if images.isnan().any():
         raise NonFiniteLoss("images have NaN values, because the generator's weights have some: take an earlier checkpoint")
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def fitting(count: int, image_shape: tuple[int, int, int], max_bytes: float) -> int:
+    """Return `count`, or as many images (C, H, W) in float32 as take so much memory if these are fewer, but at least 1."""
+    return min(count, max(1, int(max_bytes / (4 * math.prod(image_shape)))))
 
 
 def check_range(images: Tensor) -> None:

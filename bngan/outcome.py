@@ -9,7 +9,7 @@ from statistics import mean, median
 import torch
 from torch import Tensor
 
-from bngan.callbacks.monitor import QUALITY
+from bngan.callbacks.monitor import candidates
 from bngan.gan import GAN
 from bngan.networks import build_networks
 from bngan.recipes import DEFAULT_CONFIG, read_config
@@ -137,8 +137,8 @@ def examine_course(run: Path) -> Iterator[Finding]:
     settings = {"monitor": "", "mode": ""}
     for file in (DEFAULT_CONFIG, run / "config.yaml"):
         settings |= read_config(file).get("checkpoint", {})
-    choice = QUALITY if settings["monitor"] == "auto" else (settings["monitor"],)
-    name, values = next(((tag, found) for tag in choice if (found := read_scalars(run, tag))), ("", {}))
+    tags = candidates(settings["monitor"])
+    name, values = next(((tag, found) for tag in tags if (found := read_scalars(run, tag))), ("", {}))
     if not values:
         return
     sign = -1 if settings["mode"] == "max" else 1

@@ -34,10 +34,10 @@ def test_file_is_replaced_as_a_whole(folders_open: bool, tmp_path: Path, monkeyp
     assert path.read_bytes() == b"two"
 
     def fail(*_: object) -> None:
-        raise OSError
+        raise OSError("no such luck")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError, match="no such luck"):
         write_whole(path, b"three")
     assert path.read_bytes() == b"two"
     assert list(path.parent.iterdir()) == [path]

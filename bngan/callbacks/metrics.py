@@ -1,7 +1,6 @@
 """Measuring samples during validation and test."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -31,7 +30,7 @@ from bngan.distributed import print0
 from bngan.errors import UsageError, check_at_least
 from bngan.files import write_whole
 from bngan.gan import GAN
-from bngan.images import to_minus1_1, to_uint8
+from bngan.images import fitting, to_minus1_1, to_uint8
 from bngan.metrics.features import FeatureNet, choose_feature, load_feature_net
 from bngan.metrics.sample_metrics import SampleMetrics
 from bngan.sampler import Weights
@@ -288,7 +287,7 @@ class MeasureSamples(Callback):
 
     def _own_chunks(self, trainer: Trainer, count: int) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of this rank's chunks of `count` images, each image in one chunk of one rank."""
-        chunk = min(self.chunk, max(1, CHUNK_BYTES // (4 * math.prod(_image_data(trainer).image_shape))))
+        chunk = fitting(self.chunk, _image_data(trainer).image_shape, CHUNK_BYTES)
         for first in range(0, count, chunk * trainer.world_size):
             stop_if_asked(trainer)
             start = first + chunk * trainer.global_rank

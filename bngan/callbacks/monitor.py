@@ -12,6 +12,11 @@ QUALITY = ("val/fid", "val/distance")
 KNOWN = ("bngan.", "lightning.")  # callbacks whose metrics are known
 
 
+def candidates(monitor: str) -> tuple[str, ...]:
+    """Return the metrics of which the first that is there chooses the best checkpoint, given checkpoint.monitor."""
+    return QUALITY if monitor == "auto" else (monitor,)
+
+
 @runtime_checkable
 class Measurer(Protocol):
     """A callback that measures something in validation."""

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from bngan import distributed
-from bngan.callbacks.monitor import QUALITY, check_monitor
+from bngan.callbacks.monitor import candidates, check_monitor
 from bngan.checkpoint import upgrade
 from bngan.errors import NonFiniteLoss, UsageError, check_at_least
 from bngan.files import write_whole
@@ -177,7 +177,7 @@ class CheckpointSaver(Checkpoint):
         self.best, self.best_iteration = math.inf if self.mode == "min" else -math.inf, -1
 
     def _keep_best(self, trainer: Trainer) -> None:
-        choice = QUALITY if self.monitor == "auto" else (self.monitor,)
+        choice = candidates(self.monitor)
         name = next((name for name in choice if name in trainer.callback_metrics), None)
         if name is None:
             if not self._missed:

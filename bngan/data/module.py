@@ -18,7 +18,7 @@ from bngan.data.loader import PictureLoader, ShardedBatches, TensorLoader
 from bngan.data.pictures import OnDamaged, Pictures, PicturesPart
 from bngan.distributed import print0
 from bngan.errors import UsageError, check_at_least
-from bngan.images import to_minus1_1
+from bngan.images import fitting, to_minus1_1
 from bngan.rng import generator
 
 Name = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "emnist_digits", "folder"]
@@ -203,12 +203,10 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_rows(self) -> int:
         """Return the size of a batch of validation: what is asked for, or as many images as take a bounded memory."""
-        fitting = max(1, int(MAX_EVAL_BYTES / (4 * math.prod(self.image_shape))))  # float32
-        if fitting < self.eval_batch_size:
-            print0(
-                f"Batches of validation have {fitting} images, not {self.eval_batch_size}: more would be too large for memory"
-            )
-        return min(fitting, self.eval_batch_size)
+        rows = fitting(self.eval_batch_size, self.image_shape, MAX_EVAL_BYTES)
+        if rows < self.eval_batch_size:
+            print0(f"Batches of validation have {rows} images, not {self.eval_batch_size}: more would be too large for memory")
+        return rows
 
     def _batches(self, num_rows: int, batch_size: int, *, train: bool) -> ShardedBatches:
         rank, ranks = distributed.rank(), distributed.world_size()
