@@ -1,4 +1,4 @@
-"""Which images share a batch in the discriminator."""
+"""Which images share a batch in the discriminator, and which a pack."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -21,3 +21,12 @@ def discriminate(logits: Logits, real_images: Tensor, fake_images: Tensor, batch
         return logits(real_images), logits(fake_images)
     both = logits(torch.cat([real_images, fake_images]))  # (N + M, 1)
     return both[: len(real_images)], both[len(real_images) :]
+
+
+def pack(images: Tensor, size: int) -> Tensor:
+    """Return packs (N / size, ..., size C, H, W) of images (N, ..., C, H, W): their channels together (Lin et al. 2018).
+
+    A pack is of the images i, i + N / size, i + 2 N / size...; so ranks, each of which has the rows r, r + ranks, ..., make the
+    packs that one process would. Images that fill no pack are left out.
+    """
+    return images if size == 1 else torch.cat(images[: len(images) // size * size].chunk(size), dim=-3)

@@ -1,14 +1,18 @@
 """What is in a checkpoint, and can it be trusted?"""
 
+import io
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from torch import Tensor
 
 from bngan.errors import UsageError
+from bngan.files import write_whole
 from bngan.gan import GAN
 
 # Names of version 0.1: of settings, and of callbacks that left something in its checkpoints.
@@ -129,6 +133,31 @@ def check_networks(checkpoint: Path, content: Content) -> None:
     except Exception as error:  # a stranger's settings may be anything, and fail anywhere
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"{checkpoint} does not fit the networks of this version of bngan: {reason}") from error
+
+
+def save_gan(gan: GAN, path: Path, total: int, data: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint of networks alone, to be sampled, measured and examined; training cannot go on from it.
+
+    Args:
+        gan: the networks.
+        path: of the file; its folder is made.
+        total: iterations of the whole training.
+        data: settings of the data that they were trained on, by ImageDataModule's names.
+
+    Raises:
+        OSError: if there is no room or no right to.
+    """
+    content = {
+        "state_dict": gan.state_dict(),
+        "hyper_parameters": asdict(gan.settings),
+        "datamodule_hyper_parameters": data or {},
+        "global_step": int(gan.iteration),
+        "total_iterations": float(total),
+        "pytorch-lightning_version": lightning.__version__,
+    }
+    buffer = io.BytesIO()  # torch does not tell a full disk from a defect when it writes there itself
+    torch.save(content, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def check_training(checkpoint: Path, content: Content) -> None:

@@ -26,6 +26,7 @@ TRAINER_COMMANDS = {
 OWN_COMMANDS = {
     "sample": "draw images from a checkpoint, without any data set",
     "doctor": "say what is wrong with a run, a checkpoint or a recipe, and what to do",
+    "study": "train many runs, and report what they say of a list of claims",
 }
 SHOW_TRACEBACK = "BNGAN_TRACEBACK"
 # What goes wrong on a machine, as torch tells it: the status, words of "Type: message", and what is answered.
@@ -132,6 +133,8 @@ def _dispatch(arguments: list[str]) -> None:
         _sample(rest)
     elif command == "doctor":
         _doctor(rest)
+    elif command == "study":
+        _study(rest)
     elif command in TRAINER_COMMANDS and ("-h" in rest or "--help" in rest):
         print(_help(command))
     elif command in TRAINER_COMMANDS:
@@ -278,3 +281,26 @@ def _doctor(arguments: list[str]) -> None:
     for number, finding in enumerate(findings, start=1):
         print(f"\n{number}. {finding.name}\n   found:  {finding.evidence}\n   remedy: {finding.remedy}")
     print(f"\n{len(findings)} finding{'' if len(findings) == 1 else 's'}." if findings else "\nNothing found.")
+
+
+def _study(arguments: list[str]) -> None:
+    parser = _Parser("study")
+    parser.add_argument("study", help="a file that describes a study (.yaml), or one that is shipped: smoke, claims_cpu, ...")
+    parser.add_argument("--output", help="folder for results and report; a study that was stopped there goes on")
+    parser.add_argument("--root", default="data", help="folder of the data sets' files (default data)")
+    parser.add_argument("--jobs", type=int, help="runs side by side, of one thread each (default: one on each core)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: many runs as one (default cpu)")
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "slurm", "ray"),
+        default="local",
+        help="local: processes of this machine; slurm, ray: --jobs jobs of a cluster (default local)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run and how long it takes; write nothing")
+    args = parser.parse_args(arguments)
+    check_at_least(1, "--", jobs=args.jobs)
+    if args.output is None and not args.dry_run:
+        raise UsageError("study needs a folder for its results: add --output FOLDER, or --dry-run to see what it takes")
+    from bngan.study.command import run_command
+
+    run_command(args.study, args.output, args.root, args.jobs, args.device, args.launcher, dry_run=args.dry_run)

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from bngan import rng
-from bngan.batching import discriminate
+from bngan.batching import discriminate, pack
 from bngan.batchnorm.diagnostics import kl_to_running
 from bngan.batchnorm.layers import BatchNorm, batch_norm_layers, running_statistics
 from bngan.batchnorm.statistics import BatchStatistics, evaluation_statistics, recorded_statistics
@@ -408,8 +408,8 @@ def _lean(layer: BatchNorm, seen: list[BatchStatistics], batches: int) -> tuple[
 def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
     """Give both networks real images (N, C, H, W) and as many fakes as in training: in its batches, with its noise."""
     weight = next(gan.generator.parameters())
-    groups = gan.settings.groups or 1
-    size = min(int(gan.normalized_together), len(real_images)) // groups * groups
+    multiple = (gan.settings.groups or 1) * gan.settings.pack
+    size = min(int(gan.normalized_together), len(real_images)) // multiple * multiple
     batches = [batch for batch in real_images.split(size) if len(batch) == size]
     logits: list[tuple[Tensor, Tensor]] = []
     promised: list[Tensor] = []
@@ -421,7 +421,8 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
                 gan.generator_ema(z)
             real, fake = batch.to(weight), gan.generate(z).requires_grad_()
             with torch.enable_grad():
-                pair = discriminate(gan.logits, real + real_noise, fake + fake_noise, gan.settings.batching)
+                packs = (pack(images, gan.settings.pack) for images in (real + real_noise, fake + fake_noise))
+                pair = discriminate(gan.logits, *packs, gan.settings.batching)
                 (gradient,) = torch.autograd.grad(gan.loss.generator(*pair), fake)
             logits.append((pair[0].detach().flatten(), pair[1].detach().flatten()))
             # Of all images at once: their number, by which the loss is divided, multiplies the product of both.

@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from bngan.callbacks import BatchNormStatistics, CheckpointSaver, MeasureSamples, SampleImages
 from bngan.distributed import print0
 from bngan.errors import UsageError
+from bngan.networks import LAYOUTS
 from bngan.norms import BATCH_COUPLED
 from bngan.recipes import DEFAULT_CONFIG, flatten, read_config
 
@@ -61,15 +62,23 @@ def rules(config: Namespace) -> tuple[tuple[str, bool, str], ...]:
     """Return settings that do nothing beside some others, whether these are so in `config`, and that in words."""
     model, trainer = config.model, config.trainer
     norms, coupled = {model.g_norm, model.d_norm}, f"none of {', '.join(sorted(BATCH_COUPLED))}"
+    in_batches = "model.batching model.update_d_stats_in_g_step model.allow_batch_coupled_penalty"
     intervals = "trainer.val_check_interval trainer.check_val_every_n_epoch trainer.num_sanity_val_steps"
     no_end = "neither trainer.max_time nor trainer.callbacks can stop the run early"
     histograms = "batchnorm.every_n_iterations batchnorm.histograms"
     measuring = "metrics.feature metrics.chunk metrics.seed metrics.mode_threshold"
     return (
+        ("model.g_depth", model.network in LAYOUTS, f"network is {' or '.join(LAYOUTS)}"),
+        (
+            "model.initialization",
+            model.network == "conv" and norms == {"none"},
+            "network is conv without norms, which is so anyway",
+        ),
+        ("model.d_norm_first", model.d_norm in ("none", "spectral"), "d_norm is none or spectral"),
         ("model.bn_eps", norms.isdisjoint(BATCH_COUPLED | {"virtual"}), f"g_norm and d_norm are {coupled} or virtual"),
         (f"model.bn_momentum {histograms}", norms.isdisjoint(BATCH_COUPLED), f"g_norm and d_norm are {coupled}"),
         ("model.ghost_groups", "ghost" not in norms, "g_norm and d_norm are not ghost"),
-        ("model.batching model.update_d_stats_in_g_step", model.d_norm not in BATCH_COUPLED, f"d_norm is {coupled}"),
+        (in_batches, model.d_norm not in BATCH_COUPLED, f"d_norm is {coupled}"),
         ("model.eval_statistics model.ema_buffers", model.g_norm not in BATCH_COUPLED, f"g_norm is {coupled}"),
         ("model.ema_buffers", model.ema_decay == 0, "ema_decay is 0"),
         ("model.instance_noise_end", model.instance_noise == 0, "instance_noise is 0"),

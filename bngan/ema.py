@@ -41,8 +41,9 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, weight: Tensor) -> None:
-        """Give the network's present weights this weight, a scalar in [0, 1], in the average."""
-        torch._foreach_lerp_(self._averages, self._values, [weight] * len(self._averages))
+        """Give the network's present weights this weight in the average: a scalar in [0, 1], or (R,) where R are stacked."""
+        weights = [weight.reshape(weight.shape + (1,) * (average.ndim - 1)) for average in self._averages]
+        torch._foreach_lerp_(self._averages, self._values, weights)
         if self._copies:
             torch._foreach_copy_(self._copies, self._originals)
         for parametrization in self._parametrizations:

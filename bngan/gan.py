@@ -15,19 +15,20 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bngan import distributed, rng
-from bngan.batching import discriminate
+from bngan.batching import discriminate, pack
 from bngan.batchnorm.layers import BatchNorm, at_least_float32, batch_norm_layers, is_synchronized
 from bngan.batchnorm.statistics import EvalStatistics
+from bngan.blocks import GeneratorNetwork
 from bngan.cuda_graph import CudaGraph
 from bngan.ema import ExponentialMovingAverage
 from bngan.errors import NonFiniteLoss, UsageError
 from bngan.images import check_range
-from bngan.iteration import Iteration, Observed, OptimizerUpdate, Update
+from bngan.iteration import Draws, Iteration, Observed, OptimizerUpdate, Update
 from bngan.losses import find_loss
-from bngan.networks import ConvGenerator, Generator, build_networks, needs_reference, set_reference
+from bngan.networks import build_networks, needs_reference, set_reference
 from bngan.sampler import Sampler, Weights, sampler_of
 from bngan.schedules import Schedule, schedule_at
-from bngan.settings import Settings, check_batch, check_settings
+from bngan.settings import Settings, check_settings, check_update
 
 Batch = Tensor | Sequence[Tensor]
 ADVICE = "try a lower --model.g_lr and --model.d_lr, or another --model.loss; the last checkpoint is unharmed"
@@ -36,14 +37,14 @@ ADVICE = "try a lower --model.g_lr and --model.d_lr, or another --model.loss; th
 class GAN(LightningModule):
     """A generator and a discriminator trained by alternating updates (Goodfellow et al. 2014, algorithm 1).
 
-    One batch is one iteration is one `global_step`: `n_critic` updates of D and one of G, each of D's on batch_size images of
+    One batch is one iteration is one `global_step`: `n_critic` updates of D and then G's, each of D's on batch_size images of
     its own. Everything follows it: the x axis of every plot, schedules, file names, and the Trainer's max_steps.
 
     Args:
         settings: those of bngan.settings.Settings, by name.
     """
 
-    generator_ema: Generator | ConvGenerator | None
+    generator_ema: GeneratorNetwork | None
     iteration: Tensor
     normalized_together: Tensor
 
@@ -74,7 +75,10 @@ class GAN(LightningModule):
     forward = generate
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to D's logits (N, 1), in float32 at least, since losses saturate in half precision."""
+        """Map images (N, C, H, W), or packs of them, to D's logits (N, 1).
+
+        They are float32 at least, since losses saturate in half precision.
+        """
         return at_least_float32(self.discriminator.logits(images))
 
     def sampler(
@@ -125,11 +129,15 @@ class GAN(LightningModule):
     def _iterate(self, images: Tensor, schedule: Tensor, done: int) -> Observed:
         assert self._run is not None
         seed = rng.key(self.settings.seed, rng.Stream.ITERATION, done)
-        if self.settings.d_dropout:
-            torch.manual_seed(rng.key(self.settings.seed, rng.Stream.DROPOUT, done, distributed.rank()))
+        self.seed_layers(done)
         if self._graph is not None and not self._looked_into:
             return self._graph(images, schedule, seed)
-        return self._run(images, Schedule(*schedule), self._rng.manual_seed(seed))
+        return self._run(images, Schedule(*schedule), self._draws.seeded(seed))
+
+    def seed_layers(self, done: int) -> None:
+        """Seed what dropout and the noisy norm draw from, torch's own generator, for the iteration after `done` others."""
+        if self.settings.d_dropout or "noisy" in (self.settings.g_norm, self.settings.d_norm):
+            torch.manual_seed(rng.key(self.settings.seed, rng.Stream.DROPOUT, done, distributed.rank()))
 
     @contextmanager
     def eager(self) -> Iterator[None]:
@@ -210,7 +218,7 @@ class GAN(LightningModule):
         if isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model.require_backward_grad_sync = False  # the iteration averages gradients itself
         self.observed = None
-        self._rng = torch.Generator(device=self.device)
+        self._draws = Draws(self.device)
         for optimizer in self.trainer.optimizers:  # a checkpoint has its own, from another device or with settings overridden
             optimizer.param_groups[0] |= {name: optimizer.defaults[name] for name in ("betas", "capturable")}
         d_optimizer, g_optimizer = self.trainer.optimizers
@@ -236,7 +244,9 @@ class GAN(LightningModule):
             latent_dim=settings.latent_dim,
             loss=self.loss,
             batching=settings.batching,
+            pack=settings.pack,
             n_critic=settings.n_critic,
+            g_steps=settings.g_steps,
             instance_noise=self.discriminator.instance_noise if settings.instance_noise else None,
             r1=settings.r1,
             r2=settings.r2,
@@ -255,9 +265,8 @@ class GAN(LightningModule):
             set_reference(self.discriminator, distributed.unshard(images))
 
     def check_batch(self, size: int, ranks: int = 1, *, synchronized: bool = True) -> None:
-        """Refuse updates on `size` images over all ranks if batch norm cannot be trained on them; see settings.check_batch."""
-        if any(self.batch_norms()):
-            check_batch(size, ranks, self.settings.groups, synchronized=synchronized)
+        """Refuse updates on `size` images over all ranks that the networks cannot be trained on; see settings.check_update."""
+        check_update(self.settings, size, ranks, synchronized=synchronized)
 
     # Validation and checkpoints -----------------------------------------------------------------------------------
 
@@ -274,7 +283,10 @@ class GAN(LightningModule):
         # The images of a batch are dealt out to the ranks in turn, so each meets the fake that one process would give it.
         fake_images = self.generate(distributed.shard(self.sample_latents(start, start + count)))
         real_noise, fake_noise = map(distributed.shard, self.draw_instance_noise(2 * count, start).chunk(2))
-        logits = discriminate(self.logits, real_images + real_noise, fake_images + fake_noise, self.settings.batching)
+        real, fake = (pack(seen, self.settings.pack) for seen in (real_images + real_noise, fake_images + fake_noise))
+        if len(real) == 0:  # the last few images need not fill a pack
+            return
+        logits = discriminate(self.logits, real, fake, self.settings.batching)
         values = {f"val/{name}": value for name, value in zip(self.loss.readings, self.loss.read(*logits), strict=True)}
         values["val/d_loss"] = self.loss.discriminator(*logits)
         self.log_dict(values, batch_size=len(real_images), sync_dist=True)

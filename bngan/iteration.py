@@ -2,21 +2,22 @@
 
 What changes from iteration to iteration is in tensors: the images, the schedule, the state of the generator of random numbers.
 Nothing is read back to the host, and no branch depends on a value. So the same program runs eagerly on any device, as a CUDA
-graph, and over many runs at once.
+graph, and over R runs at once: these are dimension 1 of latents, images and logits, (N, R, ...), and dimension 0 of weights and
+of what the schedule holds. Losses are then means over the runs, too.
 """
 
 # pyright: reportPossiblyUnboundVariable=false
-# n_critic is at least 1, so what the loop over D's updates leaves is there.
+# n_critic and g_steps are at least 1, so what the loops over updates leave is there.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from bngan.batching import Batching, discriminate
+from bngan.batching import Batching, discriminate, pack
 from bngan.batchnorm.statistics import frozen_statistics
 from bngan.distributed import average_gradients, shard, world_size
 from bngan.ema import ExponentialMovingAverage
@@ -34,21 +35,52 @@ class Observed(NamedTuple):
     g_grad_norm: Tensor
 
 
+class Draws:
+    """Random numbers for a batch, drawn for all ranks' images, of which each rank keeps its own.
+
+    Args:
+        device: on which they are drawn.
+        runs: how many runs draw at once, each from a generator of its own; None means a single one.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", runs: int | None = None) -> None:
+        self.generators, self._several = [torch.Generator(device) for _ in range(runs or 1)], runs is not None
+
+    def seeded(self, *seeds: int) -> Self:
+        """Return these draws from a new start: a seed for each generator."""
+        for generator, seed in zip(self.generators, seeds, strict=True):
+            generator.manual_seed(seed)
+        return self
+
+    def normal(self, like: Tensor, *shape: int) -> Tensor:
+        """Return standard normal numbers (N, *shape), of many runs (N, R, *shape), where `like` is (N, ...)."""
+        return self._draw(torch.randn, like, shape)
+
+    def uniform(self, like: Tensor, *shape: int) -> Tensor:
+        """Return uniform numbers in [0, 1) of that shape."""
+        return self._draw(torch.rand, like, shape)
+
+    def _draw(self, distribution: Callable[..., Tensor], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        everyone = (len(like) * world_size(), *shape)
+        drawn = [distribution(everyone, generator=each, device=like.device, dtype=like.dtype) for each in self.generators]
+        return shard(torch.stack(drawn, dim=1) if self._several else drawn[0])
+
+
 class Update(Protocol):
     """Moves a network's weights against the gradient of a loss."""
 
     def __call__(self, loss: Tensor, lr: Tensor) -> Tensor:
-        """Take one step of learning rate `lr`, a scalar, and return the gradient's norm."""
+        """Take one step of learning rate `lr`, a scalar or (R,), and return the gradient's norm, likewise."""
         ...
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """n_critic updates of D, one of G, and one of the moving average (Goodfellow et al. 2014, algorithm 1).
+    """n_critic updates of D, g_steps of G, and one of the moving average (Goodfellow et al. 2014, algorithm 1).
 
     Attributes:
         generator: maps latents (N, latent_dim) to images (N, C, H, W) in [-1, 1].
-        discriminator: maps images (N, C, H, W) to logits (N, 1).
+        discriminator: maps images (N, C, H, W), or packs of them as `pack` makes them, to logits (N, 1).
         d_network: the discriminator's module, whose batch norm layers are frozen in G's update.
         d_update: moves D's weights.
         g_update: moves G's weights.
@@ -56,12 +88,13 @@ class Iteration:
         latent_dim: size of the latent z, which is standard normal.
         loss: what both minimize.
         batching: joint or separate.
-        n_critic: updates of D for one of G.
-        instance_noise: where D keeps the standard deviation of the noise on its images, a scalar; None gives them none.
-        r1: weight of the gradient penalty on real images.
-        r2: weight of the gradient penalty on fake images.
+        pack: how many images D judges as one.
+        n_critic: updates of D before those of G.
+        g_steps: updates of G, all on the same latents.
+        instance_noise: where D keeps its noise's standard deviation, a scalar or (R, 1, 1, 1); None is no noise.
+        r1, r2: weights of the gradient penalties on real and on fake images.
         gradient_penalty: weight of WGAN-GP's penalty between them.
-        update_d_stats_in_g_step: whether D's running statistics also move in G's update.
+        update_d_stats_in_g_step: whether D's running statistics also move in G's updates.
     """
 
     generator: Callable[[Tensor], Tensor]
@@ -73,51 +106,54 @@ class Iteration:
     latent_dim: int
     loss: Loss
     batching: Batching
+    pack: int = 1
     n_critic: int = 1
+    g_steps: int = 1
     instance_noise: Tensor | None = None
     r1: float = 0.0
     r2: float = 0.0
     gradient_penalty: float = 0.0
     update_d_stats_in_g_step: bool = False
 
-    def __call__(self, real_images: Tensor, schedule: Schedule[Tensor], rng: torch.Generator) -> Observed:
-        """Train on real images (n_critic * N, C, H, W) in [-1, 1], this rank's rows; `rng` draws for all ranks."""
+    def __call__(self, real_images: Tensor, schedule: Schedule[Tensor], draws: Draws) -> Observed:
+        """Train on real images (n_critic * N, C, H, W) in [-1, 1], this rank's rows."""
         if self.instance_noise is not None:
-            self.instance_noise.copy_(schedule.instance_noise)
-        for real in real_images.chunk(self.n_critic):  # the discriminator: tell real from fake
-            real = self._add_noise(real, rng)  # (N, C, H, W)
-            z = draw(torch.randn, real, (self.latent_dim,), rng)  # (N, latent_dim)
-            fake = self._add_noise(self.generator(z), rng)
+            self.instance_noise.copy_(schedule.instance_noise.view_as(self.instance_noise))
+        for images in real_images.chunk(self.n_critic):  # the discriminator: tell real from fake
+            real = self._prepare(images, draws)  # (N / pack, pack C, H, W)
+            z = draws.normal(images, self.latent_dim)  # (N, latent_dim)
+            fake = self._prepare(self.generator(z), draws)
             real_seen, fake_seen = real.detach().requires_grad_(self.r1 > 0), fake.detach().requires_grad_(self.r2 > 0)
-            real_logits, fake_logits = discriminate(self.discriminator, real_seen, fake_seen, self.batching)  # (N, 1) each
+            real_logits, fake_logits = discriminate(self.discriminator, real_seen, fake_seen, self.batching)  # (N / pack, 1)
             d_loss = self.loss.discriminator(real_logits, fake_logits)
-            penalty = self._penalty(real_seen, fake_seen, real_logits, fake_logits, rng)
+            penalty = self._penalty(real_seen, fake_seen, real_logits, fake_logits, draws)
             d_grad_norm = self.d_update(d_loss + penalty, schedule.d_lr)
 
         with self._d_statistics_in_g_step():  # the generator: fool the discriminator just improved
-            g_loss = self.loss.generator(*discriminate(self.discriminator, real, fake, self.batching))
-        g_grad_norm = self.g_update(g_loss, schedule.g_lr)
+            for step in range(self.g_steps):
+                fake = fake if step == 0 else self._prepare(self.generator(z), draws)  # as G makes them now
+                g_loss = self.loss.generator(*discriminate(self.discriminator, real, fake, self.batching))
+                g_grad_norm = self.g_update(g_loss, schedule.g_lr)
         if self.ema is not None:
             self.ema.update(schedule.ema_weight)
 
         readings = self.loss.read(real_logits.detach(), fake_logits.detach())
         return Observed(d_loss.detach(), g_loss.detach(), readings, d_grad_norm, g_grad_norm)
 
-    def _add_noise(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        if self.instance_noise is None:
-            return images
-        return images + self.instance_noise * draw(torch.randn, images, tuple(images.shape[1:]), rng)
+    def _prepare(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return images (N, C, H, W) as D sees them: noisy, and in packs (N / pack, pack C, H, W)."""
+        if self.instance_noise is not None:
+            images = images + self.instance_noise * draws.normal(images, *images.shape[-3:])
+        return pack(images, self.pack)
 
-    def _penalty(
-        self, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, rng: torch.Generator
-    ) -> Tensor | float:
+    def _penalty(self, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, draws: Draws) -> Tensor | float:
         penalty: Tensor | float = 0.0
         if self.r1:
             penalty = penalty + self.r1 * zero_centered_penalty(real, real_logits)
         if self.r2:
             penalty = penalty + self.r2 * zero_centered_penalty(fake, fake_logits)
         if self.gradient_penalty:
-            mix = draw(torch.rand, real, (), rng)  # (N,)
+            mix = draws.uniform(real)  # (N / pack,)
             penalty = penalty + self.gradient_penalty * gradient_penalty(self.discriminator, real, fake, mix)
         return penalty
 
@@ -162,9 +198,3 @@ class OptimizerUpdate:
             self._scaler.update()
         torch.clear_autocast_cache()  # it holds 16-bit copies of the weights as they were before the step
         return norm
-
-
-def draw(distribution: Callable[..., Tensor], like: Tensor, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Return this rank's rows (N, *shape) of random numbers for the global batch, where `like` is (N, ...)."""
-    everyone = (len(like) * world_size(), *shape)
-    return shard(distribution(everyone, generator=rng, device=like.device, dtype=like.dtype))

@@ -257,7 +257,7 @@ class GanCLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         # The other ranks are told the folder by rank 0; what they think it is does not matter.
         if trainer.is_global_zero and not settings.fast_dev_run:
-            run.create(start.folder)
+            run.check_writable(start.folder)
         return trainer
 
     def _check_shapes(self) -> None:

@@ -139,8 +139,8 @@ def zero_centered_penalty(images: Tensor, logits: Tensor) -> Tensor:
     """Half the mean squared norm of the logits' gradient at each image: R1 on reals, R2 on fakes (Mescheder et al. 2018).
 
     Args:
-        images: (N, ...), requiring gradients, from which `logits` were computed one by one.
-        logits: (N,) or (N, 1).
+        images: (N, ...), or (N, R, ...) of many runs, requiring gradients, from which `logits` were computed.
+        logits: (N, 1) or (N, R, 1).
     """
     return 0.5 * _squared_gradient_norms(images, logits).mean()
 
@@ -150,11 +150,11 @@ def gradient_penalty(logits: Callable[[Tensor], Tensor], real_images: Tensor, fa
 
     Args:
         logits: the critic.
-        real_images: (N, ...).
-        fake_images: (N, ...).
-        mix: (N,) in [0, 1], where between each pair to look.
+        real_images: (N, ...), or (N, R, ...) of many runs.
+        fake_images: likewise.
+        mix: (N,) or (N, R) in [0, 1], where between each pair to look.
     """
-    mix = mix.reshape(-1, *[1] * (real_images.ndim - 1))
+    mix = mix.reshape(*mix.shape, *[1] * (real_images.ndim - mix.ndim))
     between = (mix * real_images + (1 - mix) * fake_images).detach().requires_grad_()
     # The root's derivative is infinite at 0, which a dead critic reaches.
     norms = (_squared_gradient_norms(between, logits(between)) + 1e-12).sqrt()
@@ -163,4 +163,4 @@ def gradient_penalty(logits: Callable[[Tensor], Tensor], real_images: Tensor, fa
 
 def _squared_gradient_norms(images: Tensor, logits: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.flatten(start_dim=1).square().sum(dim=1)
+    return gradient.flatten(start_dim=logits.ndim - 1).square().sum(dim=-1)

@@ -1,31 +1,49 @@
-"""The generators and discriminators: the source's MLP pair, and DCGAN's convolutional pair.
+"""The generators and discriminators: the source's MLP pair, DCGAN's and PacGAN's convolutional pairs, and PacGAN's for points.
 
 All are plain PyTorch. A discriminator gives probabilities when called and logits, which losses want, by `logits`.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bngan.blocks import (
+    PACGAN_KERNEL,
+    DiscriminatorNetwork,
+    GeneratorNetwork,
+    LinearMaxout,
+    MinibatchStddev,
+    as_drawn,
+    he,
+    initialize,
+    published,
+)
 from bngan.errors import UsageError, check_at_least
-from bngan.norms import CENTERING, DEFAULT_NORM_SETTINGS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
-from bngan.settings import Settings
+from bngan.norms import CENTERING, DEFAULT_NORM_SETTINGS, Layer, Modules, NormSettings, find_norm
+from bngan.settings import Initialization, Settings
 
-LARGEST_FIRST_SIDE = 4  # of G's first layer, and of D's last
+Normalized = Callable[[Layer], Modules]
+POINT_SHAPE = (2, 1, 1)
+
+# Fully connected ------------------------------------------------------------------------------------------------------
 
 
-class Generator(nn.Module):
+class Generator(GeneratorNetwork):
     """The source's MLP generator: input_dim -> hidden_dim -> 2 hidden_dim -> output_dim, batch-normalized, in [-1, 1].
 
     Args:
         input_dim: size of the latent z.
         output_dim: number of values in an image.
-        hidden_dim: width of the first hidden layer; the second is twice as wide.
+        hidden_dim: width of the first hidden layer; the others are twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
         norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        depth: number of hidden layers.
+        initialization: default, as torch's layers begin, or he for the hidden ones.
     """
 
     def __init__(
@@ -35,40 +53,29 @@ class Generator(nn.Module):
         hidden_dim: int = 128,
         norm: str = "batch",
         norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
+        depth: int = 2,
+        initialization: Initialization = "default",
     ) -> None:
-        super().__init__()
-        check_at_least(1, input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim)
-        normalized = find_norm(norm, norm_settings)
-        self.input_dim = input_dim
-        self.net = nn.Sequential(
-            *normalized(nn.Linear(input_dim, hidden_dim)),
-            nn.ReLU(),
-            *normalized(nn.Linear(hidden_dim, hidden_dim * 2)),
-            nn.ReLU(),
-            nn.Linear(hidden_dim * 2, output_dim),
-            nn.Tanh(),
-        )
-        self.reference = _latent_reference(norm, input_dim)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map latents (N, input_dim) to images (N, output_dim) in [-1, 1].
-
-        Raises:
-            ValueError: if z is not (N, input_dim).
-        """
-        _check_latents(z, self.input_dim)
-        return _run(self.net, z, self.reference)
+        check_at_least(1, input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim, depth=depth)
+        widths = [input_dim, hidden_dim, *[hidden_dim * 2] * (depth - 1)]
+        hidden = _relu_layers(widths, find_norm(norm, norm_settings))
+        if initialization == "he":
+            initialize(hidden, he(negative_slope=0.0))
+        super().__init__(nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim), nn.Tanh()), input_dim, norm)
 
 
-class Discriminator(nn.Module):
+class Discriminator(DiscriminatorNetwork):
     """The source's MLP discriminator: input_dim -> 2 hidden_dim -> hidden_dim -> 1, batch-normalized.
 
     Args:
-        input_dim: number of values in an image.
+        input_dim: number of values in an image, or in a pack of them.
         hidden_dim: width of the second hidden layer; the first is twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
         norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
         dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
+        norm_first: whether the first hidden layer is normalized, too; spectral norm is on every layer.
+        minibatch_stddev: size of the groups of bngan.blocks.MinibatchStddev; 0 builds no such layer.
+        initialization: default, as torch's layers begin, or he for the hidden ones.
     """
 
     def __init__(
@@ -78,50 +85,139 @@ class Discriminator(nn.Module):
         norm: str = "batch",
         norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
         dropout: float = 0.0,
+        norm_first: bool = True,
+        minibatch_stddev: int = 0,
+        initialization: Initialization = "default",
     ) -> None:
-        super().__init__()
         check_at_least(1, input_dim=input_dim, hidden_dim=hidden_dim)
         normalized = find_norm(norm, norm_settings)
-        self.input_dim = input_dim
-        self.net = nn.Sequential(
-            *normalized(nn.Linear(input_dim, hidden_dim * 2)),
+        bare = _bare(norm, normalized)
+        hidden: list[nn.Module] = [
+            *(normalized if norm_first else bare)(nn.Linear(input_dim, hidden_dim * 2)),
             nn.LeakyReLU(negative_slope=0.2),
             *_dropout(dropout),
             *normalized(nn.Linear(hidden_dim * 2, hidden_dim)),
             nn.LeakyReLU(negative_slope=0.2),
+            *_minibatch_stddev(minibatch_stddev),
             *_dropout(dropout),
-            # Spectral norm bounds the whole function only if the last layer is bounded as well.
-            *(normalized if norm == "spectral" else find_norm("none"))(nn.Linear(hidden_dim, 1)),
-            nn.Sigmoid(),
-        )
-        self.reference = _image_reference(norm, (input_dim,))
-        self.reference_noise = _reference_noise(self.reference)
-        self.instance_noise = nn.Buffer(torch.zeros(()))  # standard deviation of the noise on the images it is trained on
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, input_dim) or (N, C, H, W) to the probability (N, 1) that each is real.
-
-        Raises:
-            ValueError: if an image does not have input_dim values.
-        """
-        return self.logits(images).sigmoid()
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, input_dim) or (N, C, H, W) to logits (N, 1).
-
-        Raises:
-            ValueError: if an image does not have input_dim values.
-        """
-        images = images.flatten(start_dim=1)
-        if images.shape[1] != self.input_dim:
-            raise ValueError(f"expected images of {self.input_dim} values, got {images.shape[1]}")
-        return _run([*self.net][:-1], images, _noisy(self.reference, self.reference_noise, self.instance_noise))
+        ]
+        if initialization == "he":
+            initialize(hidden, he(negative_slope=0.2))
+        output = bare(nn.Linear(hidden_dim + bool(minibatch_stddev), 1))
+        super().__init__(nn.Sequential(*hidden, *output, nn.Sigmoid()), (input_dim,), norm)
 
 
-class ConvGenerator(nn.Module):
-    """DCGAN's generator (Radford et al. 2016): transposed convolutions, each doubling the side; no norm at the output.
+class PointGenerator(GeneratorNetwork):
+    """PacGAN's generator of points in the plane (Lin et al. 2018, their code for ring and grid), which no tanh bounds.
 
-    The first layer's side is at most 4, as DCGAN's is: 28 comes from 4, 7, 14.
+    Weights begin as N(0, 0.02), and hidden layers have no bias before a norm that subtracts the mean.
+
+    Args:
+        input_dim: size of the latent z, 2 as published.
+        output_dim: number of a point's coordinates.
+        hidden_dim: width of the hidden layers, 400 as published.
+        norm: a name from bngan.norms.NORMS, after each hidden layer.
+        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        depth: number of hidden layers.
+        initialization: default, or he for the hidden layers.
+    """
+
+    def __init__(
+        self,
+        input_dim: int = 2,
+        output_dim: int = 2,
+        hidden_dim: int = 400,
+        norm: str = "batch",
+        norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
+        depth: int = 4,
+        initialization: Initialization = "default",
+    ) -> None:
+        check_at_least(1, input_dim=input_dim, output_dim=output_dim, hidden_dim=hidden_dim, depth=depth)
+        widths = [input_dim, *[hidden_dim] * depth]
+        hidden = _relu_layers(widths, find_norm(norm, norm_settings), bias=norm not in CENTERING)
+        initialize(hidden, he(negative_slope=0.0) if initialization == "he" else published)
+        output = nn.Linear(hidden_dim, output_dim)
+        initialize([output], published)
+        super().__init__(nn.Sequential(*hidden, output), input_dim, norm)
+
+
+class PointDiscriminator(DiscriminatorNetwork):
+    """PacGAN's discriminator of points in the plane (Lin et al. 2018, their code for ring and grid): 3 layers of maxout units.
+
+    Weights begin as N(0, 0.02).
+
+    Args:
+        input_dim: number of a point's coordinates, or of a pack's.
+        hidden_dim: number of units in each hidden layer, 200 as published.
+        norm: a name from bngan.norms.NORMS, after each hidden layer; none as published.
+        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
+        norm_first: whether the first hidden layer is normalized, too; spectral norm is on every layer.
+        minibatch_stddev: size of the groups of bngan.blocks.MinibatchStddev; 0 builds no such layer.
+        initialization: default, or he for the hidden layers, whose pieces are linear.
+    """
+
+    def __init__(
+        self,
+        input_dim: int = 2,
+        hidden_dim: int = 200,
+        norm: str = "none",
+        norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        minibatch_stddev: int = 0,
+        initialization: Initialization = "default",
+    ) -> None:
+        check_at_least(1, input_dim=input_dim, hidden_dim=hidden_dim)
+        normalized = find_norm(norm, norm_settings)
+        bare = _bare(norm, normalized)
+        hidden: list[nn.Module] = [
+            *(normalized if norm_first else bare)(LinearMaxout(input_dim, hidden_dim)),
+            *_dropout(dropout),
+            *normalized(LinearMaxout(hidden_dim, hidden_dim)),
+            *_dropout(dropout),
+            *normalized(LinearMaxout(hidden_dim, hidden_dim)),
+            *_minibatch_stddev(minibatch_stddev),
+            *_dropout(dropout),
+        ]
+        initialize(hidden, he(negative_slope=1.0) if initialization == "he" else published)
+        output = bare(nn.Linear(hidden_dim + bool(minibatch_stddev), 1))
+        initialize(output, published)
+        super().__init__(nn.Sequential(*hidden, *output, nn.Sigmoid()), (input_dim,), norm)
+
+
+# Convolutional --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What tells one pair of convolutional networks from another.
+
+    Attributes:
+        kernel_size: side of the kernels of stride 2.
+        smallest_side: the side of G's first layer and of D's last one is at most that.
+        he_without_norm: whether weights begin as He's where there is no norm, by default; else always as N(0, 0.02).
+    """
+
+    kernel_size: int
+    smallest_side: int
+    he_without_norm: bool
+
+
+# N(0, 0.02) relies on a norm to restore the scale, and without one the signal would die out: PacGAN's is kept as published.
+DCGAN = Layout(kernel_size=4, smallest_side=4, he_without_norm=True)
+PACGAN = Layout(kernel_size=PACGAN_KERNEL, smallest_side=2, he_without_norm=False)
+LAYOUTS = {"conv": DCGAN, "pacgan": PACGAN}
+PACGAN_SIZE = 28
+
+
+class ConvGenerator(GeneratorNetwork):
+    """A generator of transposed convolutions, each doubling the side; no norm at the output, which is in [-1, 1].
+
+    By layout it is DCGAN's (Radford et al. 2016), where 28 comes from 4, 7, 14; or PacGAN's (Lin et al. 2018, their code for
+    Stacked MNIST), where it comes from 2, 4, 7, 14. That is written in TensorFlow, which cuts one pixel more off the end of an
+    even side, where torch does at the start: this is its network for images turned by 180 degrees. And it has biases before
+    batch norm, which do nothing and are left out.
 
     Args:
         input_dim: size of the latent z.
@@ -131,6 +227,8 @@ class ConvGenerator(nn.Module):
         norm: a name from bngan.norms.NORMS, after each hidden layer; with spectral norm it hardly trains, its images being
             nearly black at the start.
         norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        layout: DCGAN or PACGAN.
+        initialization: default, the layout's, or he whatever the norm.
     """
 
     def __init__(
@@ -141,16 +239,16 @@ class ConvGenerator(nn.Module):
         width: int = 64,
         norm: str = "batch",
         norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
+        layout: Layout = DCGAN,
+        initialization: Initialization = "default",
     ) -> None:
-        super().__init__()
         check_at_least(1, input_dim=input_dim, channels=channels, width=width)
         base, doublings = split_size(size)
         sides = [base * 2**level for level in range(doublings + 1)]
-        if base > LARGEST_FIRST_SIDE:
-            sides.insert(0, (base + 1) // 2)
+        while sides[0] > layout.smallest_side:
+            sides.insert(0, (sides[0] + 1) // 2)
         normalized = find_norm(norm, norm_settings)
         bias = norm not in CENTERING
-        self.input_dim = input_dim
         filters = [width * min(2**level, 8) for level in reversed(range(len(sides) - 1))]
         modules: list[nn.Module] = [
             nn.Unflatten(1, (input_dim, 1, 1)),
@@ -158,35 +256,29 @@ class ConvGenerator(nn.Module):
             nn.ReLU(),
         ]
         for (source, target), side in zip(pairwise(filters), sides[1:], strict=False):
-            modules += [*normalized(_upsample(source, target, side, bias=bias)), nn.ReLU()]
-        modules += [_upsample(filters[-1], channels, size, bias=True), nn.Tanh()]
-        self.net = nn.Sequential(*modules)
-        self.reference = _latent_reference(norm, input_dim)
-        _initialize(self, norm, negative_slope=0.0)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map latents (N, input_dim) to images (N, channels, size, size) in [-1, 1].
-
-        Raises:
-            ValueError: if z is not (N, input_dim).
-        """
-        _check_latents(z, self.input_dim)
-        return _run(self.net, z, self.reference)
+            modules += [*normalized(_upsample(source, target, side, layout, bias=bias)), nn.ReLU()]
+        modules += [_upsample(filters[-1], channels, size, layout, bias=True), nn.Tanh()]
+        super().__init__(_drawn(modules, norm, 0.0, layout, initialization), input_dim, norm)
 
 
-class ConvDiscriminator(nn.Module):
-    """DCGAN's discriminator (Radford et al. 2016): strided convolutions, each halving the side; no norm at the input.
+class ConvDiscriminator(DiscriminatorNetwork):
+    """A discriminator of strided convolutions, each halving the side; no norm at the input.
 
-    They go on until the side is at most 4, as in DCGAN: 28 becomes 14, 7, 3. With 7 as the last side, no unit would
-    see more than 10 pixels of a side, and D could not tell a digit from strokes that make none.
+    By layout it is DCGAN's (Radford et al. 2016), which go on until the side is at most 4: 28 becomes 14, 7, 3. With 7 as the
+    last side, no unit would see more than 10 pixels of a side, and D could not tell a digit from strokes that make none. Or it
+    is PacGAN's (Lin et al. 2018, their code for Stacked MNIST): 28 becomes 14, 7, 4, 2. For what differs see ConvGenerator.
 
     Args:
-        channels: channels of the images, 1 or 3.
+        channels: channels of the images, 1 or 3, or of packs of them.
         size: side of the square images, as for ConvGenerator.
         width: number of filters of the first layer; each later one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer but the first.
         norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
         dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
+        norm_first: whether the first hidden layer is normalized, too; spectral norm is on every layer.
+        minibatch_stddev: size of the groups of bngan.blocks.MinibatchStddev; 0 builds no such layer.
+        layout: DCGAN or PACGAN.
+        initialization: default, the layout's, or he whatever the norm.
     """
 
     def __init__(
@@ -197,77 +289,76 @@ class ConvDiscriminator(nn.Module):
         norm: str = "batch",
         norm_settings: NormSettings = DEFAULT_NORM_SETTINGS,
         dropout: float = 0.0,
+        norm_first: bool = False,
+        minibatch_stddev: int = 0,
+        layout: Layout = DCGAN,
+        initialization: Initialization = "default",
     ) -> None:
-        super().__init__()
         check_at_least(1, channels=channels, width=width)
         last_side, halvings = split_size(size)
-        if last_side > LARGEST_FIRST_SIDE:
-            last_side, halvings = last_side // 2, halvings + 1
-        self.image_shape = (channels, size, size)
+        while last_side > layout.smallest_side:
+            last_side, halvings = (last_side + layout.kernel_size % 2) // 2, halvings + 1
         normalized = find_norm(norm, norm_settings)
-        bare = normalized if norm == "spectral" else find_norm("none")
+        bare = _bare(norm, normalized)
         bias = norm not in CENTERING
         filters = [width * min(2**level, 8) for level in range(halvings)]
-        modules: list[nn.Module] = [*bare(_downsample(channels, width, bias=True)), nn.LeakyReLU(negative_slope=0.2)]
+        modules: list[nn.Module] = [
+            *(normalized if norm_first else bare)(_downsample(channels, width, layout, bias=bias or not norm_first)),
+            nn.LeakyReLU(negative_slope=0.2),
+        ]
         for source, target in pairwise(filters):
             modules += [
                 *_dropout(dropout),
-                *normalized(_downsample(source, target, bias=bias)),
+                *normalized(_downsample(source, target, layout, bias=bias)),
                 nn.LeakyReLU(negative_slope=0.2),
             ]
         modules += [
+            *_minibatch_stddev(minibatch_stddev),
             *_dropout(dropout),
-            *bare(nn.Conv2d(filters[-1], 1, kernel_size=last_side)),
+            *bare(nn.Conv2d(filters[-1] + bool(minibatch_stddev), 1, kernel_size=last_side)),
             nn.Flatten(start_dim=1),
             nn.Sigmoid(),
         ]
-        self.net = nn.Sequential(*modules)
-        self.reference = _image_reference(norm, self.image_shape)
-        self.reference_noise = _reference_noise(self.reference)
-        self.instance_noise = nn.Buffer(torch.zeros(()))  # standard deviation of the noise on the images it is trained on
-        _initialize(self, norm, negative_slope=0.2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, channels, size, size) to the probability (N, 1) that each is real.
-
-        Raises:
-            ValueError: if the images have another shape.
-        """
-        return self.logits(images).sigmoid()
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, channels, size, size) to logits (N, 1).
-
-        Raises:
-            ValueError: if the images have another shape.
-        """
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"expected images (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
-        return _run([*self.net][:-1], images, _noisy(self.reference, self.reference_noise, self.instance_noise))
+        super().__init__(_drawn(modules, norm, 0.2, layout, initialization), (channels, size, size), norm)
 
 
-def build_networks(settings: Settings) -> tuple[Generator | ConvGenerator, Discriminator | ConvDiscriminator]:
+# By settings ----------------------------------------------------------------------------------------------------------
+
+
+def build_networks(settings: Settings) -> tuple[GeneratorNetwork, DiscriminatorNetwork]:
     """Return the generator and the discriminator that the settings describe.
 
     Raises:
         UsageError: if there is no such kind, or if the networks cannot have that shape.
     """
-    channels, height, width = settings.image_shape
+    (channels, height, width), latent_dim, hidden_dim = settings.image_shape, settings.latent_dim, settings.hidden_dim
     norms = NormSettings(eps=settings.bn_eps, momentum=settings.bn_momentum, ghost_groups=settings.ghost_groups)
+    common: dict[str, Any] = {"norm_settings": norms, "initialization": settings.initialization}
+    g_how = {**common, "norm": settings.g_norm}
+    d_how = {**common, "norm": settings.d_norm, "dropout": settings.d_dropout, "minibatch_stddev": settings.minibatch_stddev}
+    # Where they are unset, the classes have the networks' own ways.
+    depth: dict[str, Any] = {} if settings.g_depth is None else {"depth": settings.g_depth}
+    d_how |= {} if settings.d_norm_first is None else {"norm_first": settings.d_norm_first}
     if settings.network == "mlp":
         values = math.prod(settings.image_shape)
-        return (
-            Generator(settings.latent_dim, values, settings.hidden_dim, settings.g_norm, norms),
-            Discriminator(values, settings.hidden_dim, settings.d_norm, norms, settings.d_dropout),
-        )
-    if settings.network == "conv":
-        if height != width:
-            raise UsageError(f"convolutional networks take square images, not {height} x {width}")
-        return (
-            ConvGenerator(settings.latent_dim, channels, height, settings.hidden_dim, settings.g_norm, norms),
-            ConvDiscriminator(channels, height, settings.hidden_dim, settings.d_norm, norms, settings.d_dropout),
-        )
-    raise UsageError(f"unknown network {settings.network!r}; choose from mlp, conv")
+        g = Generator(latent_dim, output_dim=values, hidden_dim=hidden_dim, **g_how, **depth)
+        return g, Discriminator(settings.pack * values, hidden_dim=hidden_dim, **d_how)
+    if settings.network == "points":
+        if settings.image_shape != POINT_SHAPE:
+            raise UsageError(
+                f"network points makes points, of image_shape {POINT_SHAPE}, not {settings.image_shape}; use mlp or conv"
+            )
+        g = PointGenerator(latent_dim, hidden_dim=hidden_dim, **g_how, **depth)
+        return g, PointDiscriminator(settings.pack * channels, hidden_dim=hidden_dim // 2, **d_how)
+    if settings.network not in LAYOUTS:
+        raise UsageError(f"unknown network {settings.network!r}; choose from mlp, conv, pacgan, points")
+    if height != width:
+        raise UsageError(f"convolutional networks take square images, not {height} x {width}")
+    if settings.network == "pacgan" and height != PACGAN_SIZE:
+        raise UsageError(f"network pacgan is for images of side {PACGAN_SIZE}, not {height}; use conv (--model.network)")
+    how = {"size": height, "width": hidden_dim, "layout": LAYOUTS[settings.network]}
+    g = ConvGenerator(latent_dim, channels=channels, **g_how, **how)
+    return g, ConvDiscriminator(settings.pack * channels, **d_how, **how)
 
 
 def split_size(size: int) -> tuple[int, int]:
@@ -304,43 +395,18 @@ def needs_reference(network: nn.Module) -> bool:
     return isinstance(network.reference, Tensor) and bool(network.reference.isnan().any())
 
 
-def _run(modules: Iterable[nn.Module], batch: Tensor, reference: Tensor | None) -> Tensor:
-    """Pass a batch (N, ...) through the modules, behind the reference batch of virtual batch norm where there is one."""
-    x = batch if reference is None else torch.cat([reference, batch])
-    for module in modules:
-        x = module(x)
-    return x if reference is None else x[len(reference) :]
+# Parts ----------------------------------------------------------------------------------------------------------------
 
 
-def _latent_reference(norm: str, input_dim: int) -> nn.Buffer | None:
-    if norm != "virtual":
-        return None
-    generator = torch.Generator().manual_seed(0)
-    return nn.Buffer(torch.randn(VIRTUAL_REFERENCE_SIZE, input_dim, generator=generator))
+def _relu_layers(widths: Sequence[int], normalized: Normalized, *, bias: bool = True) -> list[nn.Module]:
+    """Return fully connected layers from each width to the next, with norms and ReLUs."""
+    pairs = pairwise(widths)
+    return [part for source, target in pairs for part in (*normalized(nn.Linear(source, target, bias=bias)), nn.ReLU())]
 
 
-def _noisy(reference: Tensor | None, noise: Tensor | None, deviation: Tensor) -> Tensor | None:
-    """Return D's reference batch as noisy as the images beside it: clean ones have another variance."""
-    return None if reference is None or noise is None else reference + deviation * noise
-
-
-def _reference_noise(reference: Tensor | None) -> nn.Buffer | None:
-    if reference is None:
-        return None
-    return nn.Buffer(torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)), persistent=False)
-
-
-def _image_reference(norm: str, shape: Sequence[int]) -> nn.Buffer | None:
-    return nn.Buffer(torch.full((VIRTUAL_REFERENCE_SIZE, *shape), math.nan)) if norm == "virtual" else None
-
-
-def _upsample(source: int, target: int, side: int, *, bias: bool) -> Layer:
-    """Return a layer from side / 2, rounded up, to that side."""
-    return nn.ConvTranspose2d(source, target, kernel_size=4 - side % 2, stride=2, padding=1, bias=bias)
-
-
-def _downsample(source: int, target: int, *, bias: bool) -> Layer:
-    return nn.Conv2d(source, target, kernel_size=4, stride=2, padding=1, bias=bias)
+def _bare(norm: str, normalized: Normalized) -> Normalized:
+    """Return the norm of D's other layers: none but for spectral, which bounds the whole function only if it is on all."""
+    return normalized if norm == "spectral" else find_norm("none")
 
 
 def _dropout(fraction: float) -> tuple[nn.Module, ...]:
@@ -349,31 +415,33 @@ def _dropout(fraction: float) -> tuple[nn.Module, ...]:
     return (nn.Dropout(p=fraction),) if fraction else ()
 
 
-def _initialize(network: nn.Module, norm: str, negative_slope: float) -> None:
-    """Draw the weights of a convolutional network with leaky ReLUs of that slope; 0 is ReLU's."""
+def _minibatch_stddev(size: int) -> tuple[nn.Module, ...]:
+    return (MinibatchStddev(size),) if size else ()
+
+
+def _upsample(source: int, target: int, side: int, layout: Layout, *, bias: bool) -> Layer:
+    """Return a layer from side / 2, rounded up, to that side."""
+    odd = side % 2
+    if layout.kernel_size % 2:
+        return nn.ConvTranspose2d(
+            source, target, layout.kernel_size, stride=2, padding=layout.kernel_size // 2, output_padding=1 - odd, bias=bias
+        )
+    return nn.ConvTranspose2d(source, target, layout.kernel_size - odd, stride=2, padding=1, bias=bias)
+
+
+def _downsample(source: int, target: int, layout: Layout, *, bias: bool) -> Layer:
+    """Return a layer from a side to half of it, rounded down for kernels of 4 x 4 and up for those of 5 x 5."""
+    return nn.Conv2d(source, target, layout.kernel_size, stride=2, padding=(layout.kernel_size - 1) // 2, bias=bias)
+
+
+def _drawn(
+    modules: list[nn.Module], norm: str, negative_slope: float, layout: Layout, initialization: Initialization
+) -> nn.Sequential:
+    """Return convolutional layers with leaky ReLUs of that slope, 0 being ReLU's, their weights drawn."""
     # Convolutions of weights in this order are faster, on processors and on GPUs' tensor cores.
-    network.to(memory_format=torch.channels_last)
-    gain = nn.init.calculate_gain("leaky_relu", negative_slope)
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            # DCGAN's N(0, 0.02) relies on a norm to restore the scale; without one the signal would die out, so He's is used.
-            # Spectral norm divides the weight by its own scale.
-            if norm != "spectral":
-                std = gain / math.sqrt(_fan_in(layer)) if norm == "none" else 0.02
-                nn.init.normal_(layer.weight, mean=0.0, std=std)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def _fan_in(layer: nn.Conv2d | nn.ConvTranspose2d) -> float:
-    """Return how many products a value of the layer's output is the sum of, away from the image's border."""
-    products = layer.in_channels * math.prod(layer.kernel_size)
-    if isinstance(layer, nn.Conv2d):
-        return products
-    # A transposed convolution deals them out to stride^2 pixels; G's first one, of stride 1, to the k^2 of its whole output.
-    return products / math.prod(layer.kernel_size if layer.stride == (1, 1) else layer.stride)
-
-
-def _check_latents(z: Tensor, input_dim: int) -> None:
-    if z.ndim != 2 or z.shape[1] != input_dim:
-        raise ValueError(f"expected latents (N, {input_dim}), got {tuple(z.shape)}")
+    net = nn.Sequential(*modules).to(memory_format=torch.channels_last)
+    if initialization == "he" or (norm == "none" and layout.he_without_norm):
+        initialize(net, he(negative_slope))
+    else:
+        initialize(net, as_drawn if norm == "spectral" else published)
+    return net

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 
-from bngan.batchnorm.layers import GhostBatchNorm, ReferenceBatchNorm, VirtualBatchNorm
+from bngan.batchnorm.layers import CovariateShift, GhostBatchNorm, ReferenceBatchNorm, VirtualBatchNorm
 from bngan.errors import UsageError
+from bngan.spectral import spectral_norm
 
 Layer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 Modules = tuple[nn.Module, ...]
@@ -51,6 +51,10 @@ def reference(layer: Layer, settings: NormSettings) -> Modules:
 
 def ghost(layer: Layer, settings: NormSettings) -> Modules:
     return layer, GhostBatchNorm(_channels(layer), groups=settings.ghost_groups, eps=settings.eps, momentum=settings.momentum)
+
+
+def noisy(layer: Layer, settings: NormSettings) -> Modules:
+    return *batch(layer, settings), CovariateShift()
 
 
 def virtual(layer: Layer, settings: NormSettings) -> Modules:
@@ -96,14 +100,15 @@ NORMS = {
     "spectral": spectral,
     "reference": reference,
     "ghost": ghost,
+    "noisy": noisy,
     "virtual": virtual,
 }
 
 # Norms that subtract a mean per channel, which makes a bias before them useless.
-CENTERING = frozenset({"batch", "reference", "ghost", "virtual", "instance"})
+CENTERING = frozenset({"batch", "reference", "ghost", "noisy", "virtual", "instance"})
 
 # Norms whose output for one example depends on the others in its batch.
-BATCH_COUPLED = frozenset({"batch", "reference", "ghost"})
+BATCH_COUPLED = frozenset({"batch", "reference", "ghost", "noisy"})
 
 
 def find_norm(name: str, settings: NormSettings = DEFAULT_NORM_SETTINGS) -> Callable[[Layer], Modules]:

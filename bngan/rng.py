@@ -26,6 +26,8 @@ class Stream(IntEnum):
     PRECISE = 5
     DROPOUT = 6
     PROBE = 7  # noise on the images that D is looked at with
+    TRAINING_DATA = 8  # of tasks that draw their own
+    REFERENCES = 9  # images that samples are judged beside
 
 
 def key(*parts: int) -> int:

@@ -219,14 +219,17 @@ def check_restart(asked: str | None) -> None:
         )
 
 
-def create(folder: Path) -> None:
-    """Create a run's folder, so that one that cannot be written is noticed before training.
+def check_writable(folder: Path) -> None:
+    """Refuse a run's folder that cannot be made. One that can is made by its first file: a run that is refused leaves none.
 
     Raises:
         UsageError: saying which folder, why, and what to do.
     """
+    if folder.is_dir():
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
+        folder.rmdir()
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --trainer.default_root_dir") from error
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from bngan.batching import BATCHINGS, Batching
 from bngan.batchnorm.statistics import EVAL_STATISTICS, EvalStatistics
@@ -11,30 +11,44 @@ from bngan.ema import EMA_BUFFERS, EmaBuffers
 from bngan.errors import UsageError, check_at_least
 from bngan.norms import BATCH_COUPLED
 
+Initialization = Literal["default", "he"]
+
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of a GAN, by the names that the command line and checkpoints have for them.
 
     Args:
-        network: mlp, the source's fully connected networks, or conv, DCGAN's.
+        network: mlp, the source's fully connected networks; conv, DCGAN's; pacgan, PacGAN's for 28 x 28 images; or points,
+            PacGAN's for points in the plane.
         image_shape: (channels, height, width); the command line takes it from the data.
         latent_dim: size of the latent z, which is standard normal.
-        hidden_dim: the source's hidden_dim for mlp, the number of filters at full resolution for conv.
-        g_norm: norm of the generator: batch, none, layer, group, instance, spectral, reference, ghost or virtual.
+        hidden_dim: the source's hidden_dim for mlp, the number of filters at full resolution for conv and pacgan (64 as
+            published), the width of G's hidden layers for points (400 as published).
+        g_depth: hidden layers of G for mlp and points; unset means the network's own, 2 and 4.
+        initialization: default, the network's own, or he: hidden layers' weights as He et al. 2015 have them, biases 0.
+        g_norm: norm of the generator: batch, none, layer, group, instance, spectral, reference, ghost, noisy or virtual.
         d_norm: norm of the discriminator, likewise.
+        d_norm_first: whether D's first hidden layer is normalized, too; unset means the network's own way: mlp and points do,
+            conv and pacgan do not.
         bn_eps: what batch norm adds to the variance.
         bn_momentum: weight of the new batch in batch norm's running statistics.
         ghost_groups: groups of the batch that norm ghost normalizes, each by itself.
         d_dropout: fraction of D's hidden activations dropped in training.
+        minibatch_stddev: images in a group whose standard deviation D's last layer is told; 0 tells it nothing.
+        pack: images that D judges together, stacked by channels, by one logit (PacGAN, Lin et al. 2018).
         loss: non_saturating, minimax, least_squares, hinge, wasserstein or relativistic.
         label_smoothing: how far below 1 the real label lies, for losses with labels.
         r1: weight of the gradient penalty on real images.
         r2: weight of the gradient penalty on fake images.
         gradient_penalty: weight of WGAN-GP's penalty between them; unset means 10 for wasserstein and 0 for other losses.
+        allow_batch_coupled_penalty: takes these penalties beside a d_norm that makes D's output for one image depend on the
+            others, for a study of what comes of it. Images and the interpolates between them are each normalized in their own
+            batch, and the gradient goes through its statistics: an image's has what it does to the others' logits in it.
         batching: joint normalizes D's real and fake images together, separate each by themselves.
         update_d_stats_in_g_step: whether D's running statistics also move in G's update.
-        n_critic: updates of D for one of G.
+        n_critic: updates of D in an iteration.
+        g_steps: updates of G in an iteration.
         g_lr: Adam's learning rate for G.
         d_lr: Adam's learning rate for D.
         beta1: Adam's decay of the gradient's mean.
@@ -54,24 +68,31 @@ class Settings:
         seed: seed of latents and noise.
     """
 
-    network: Literal["mlp", "conv"] = "mlp"
+    network: Literal["mlp", "conv", "pacgan", "points"] = "mlp"
     image_shape: tuple[int, int, int] = (1, 28, 28)
     latent_dim: int = 100
     hidden_dim: int = 128
+    g_depth: int | None = None
+    initialization: Initialization = "default"
     g_norm: str = "batch"
     d_norm: str = "batch"
+    d_norm_first: bool | None = None
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
     ghost_groups: int = 1
     d_dropout: float = 0.0
+    minibatch_stddev: int = 0
+    pack: int = 1
     loss: str = "relativistic"
     label_smoothing: float = 0.0
     r1: float = 0.0
     r2: float = 0.0
     gradient_penalty: float | None = None
+    allow_batch_coupled_penalty: bool = False
     batching: Batching = "joint"
     update_d_stats_in_g_step: bool = False
     n_critic: int = 1
+    g_steps: int = 1
     g_lr: float = 2e-3
     d_lr: float = 2e-3
     beta1: float = 0.0
@@ -100,19 +121,32 @@ class Settings:
         return 10.0 if self.loss == "wasserstein" else 0.0
 
     @property
+    def is_penalized_in_batches(self) -> bool:
+        """Whether a gradient penalty meets a norm that makes D's output for one image depend on the others."""
+        return self.d_norm in BATCH_COUPLED and bool(self.r1 or self.r2 or self.wgan_gp)
+
+    @property
     def groups(self) -> int | None:
         """Groups that a ghost norm cuts a batch into, None where there is no such norm."""
         return self.ghost_groups if "ghost" in (self.g_norm, self.d_norm) else None
 
 
 # Which numbers mean something; an unset one does.
+COUNTS = ("n_critic", "g_steps", "ghost_groups", "pack", "g_depth", "latent_dim")
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("g_lr d_lr g_clip d_clip instance_noise_end bn_eps", lambda value: 0 < value < math.inf, "above 0"),
     ("r1 r2 gradient_penalty instance_noise", lambda value: 0 <= value < math.inf, "at least 0"),
     ("beta1 beta2 label_smoothing ema_decay", lambda value: 0 <= value < 1, "in [0, 1)"),
     ("bn_momentum", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ("lr_decay_start", lambda value: 0 <= value <= 1, "in [0, 1]"),
+    ("minibatch_stddev", lambda value: value == 0 or value >= 2, "0 or at least 2"),
 )
+CHOICES = {
+    "batching": BATCHINGS,
+    "ema_buffers": EMA_BUFFERS,
+    "eval_statistics": EVAL_STATISTICS,
+    "initialization": get_args(Initialization),
+}
 
 
 def check_settings(settings: Settings) -> None:
@@ -121,16 +155,21 @@ def check_settings(settings: Settings) -> None:
     Raises:
         UsageError: naming the setting and what is allowed.
     """
-    check_at_least(1, n_critic=settings.n_critic, ghost_groups=settings.ghost_groups, latent_dim=settings.latent_dim)
+    check_at_least(1, **{name: getattr(settings, name) for name in COUNTS})
     for names, fits, words in RANGES:
         for name in names.split():
             value = getattr(settings, name)
             if value is not None and not fits(value):
                 raise UsageError(f"{name} must be {words}, got {value}")
-    for name, allowed in (("batching", BATCHINGS), ("ema_buffers", EMA_BUFFERS), ("eval_statistics", EVAL_STATISTICS)):
+    for name, allowed in CHOICES.items():
         if getattr(settings, name) not in allowed:
             raise UsageError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(allowed)}")
-    if settings.d_norm in BATCH_COUPLED and (settings.r1 or settings.r2 or settings.wgan_gp):
+    if settings.d_norm == "virtual" and (settings.pack > 1 or settings.minibatch_stddev):
+        raise UsageError(
+            "d_norm virtual cannot be combined with pack or minibatch_stddev: its reference batch is of single images, and "
+            "what D says of an image would depend on the others again; use --model.d_norm layer, group, spectral or none"
+        )
+    if settings.is_penalized_in_batches and not settings.allow_batch_coupled_penalty:
         raise UsageError(
             f"d_norm {settings.d_norm!r} cannot be combined with r1, r2 or gradient_penalty: a gradient penalty is defined "
             "for each image by itself, but batch norm makes D's output for one image depend on the others; use --model.d_norm "
@@ -138,14 +177,44 @@ def check_settings(settings: Settings) -> None:
         )
 
 
-def check_batch(size: int, ranks: int, groups: int | None, *, synchronized: bool) -> None:
+def check_update(settings: Settings, size: int, ranks: int, *, synchronized: bool) -> None:
+    """Refuse updates on batches of a size that cannot be packed, grouped and normalized as the settings say.
+
+    Args:
+        settings: of the GAN.
+        size: images per update over all ranks.
+        ranks: number of ranks.
+        synchronized: whether batch norm normalizes the ranks' images together.
+
+    Raises:
+        UsageError: naming the setting and what would fit.
+    """
+    pack, group, packs = settings.pack, settings.minibatch_stddev, size // settings.pack
+    if pack > 1 and size % (pack * ranks):
+        raise UsageError(
+            f"--data.batch_size {size} must be a multiple of {pack * ranks}, for --model.pack {pack} on {ranks} devices"
+        )
+    unit = "images" if pack == 1 else f"packs of {pack} images"
+    if group and packs // ranks % group:
+        raise UsageError(
+            f"--model.minibatch_stddev {group} must divide the {packs // ranks} {unit} that each of {ranks} devices has of "
+            f"--data.batch_size {size}"
+        )
+    for norm, rows, of in ((settings.g_norm, size, "images"), (settings.d_norm, packs, unit)):
+        if norm in BATCH_COUPLED:
+            groups = settings.ghost_groups if norm == "ghost" else None
+            check_batch(rows, ranks, groups, synchronized=synchronized, unit=of)
+
+
+def check_batch(size: int, ranks: int, groups: int | None, *, synchronized: bool, unit: str = "images") -> None:
     """Refuse batches of a size that batch norm cannot be trained on.
 
     Args:
-        size: images per update over all ranks.
+        size: rows per update over all ranks.
         ranks: number of ranks.
         groups: groups into which ghost batch norm cuts what it normalizes, None where there is none.
-        synchronized: whether that is the ranks' images together.
+        synchronized: whether that is the ranks' rows together.
+        unit: what a row is.
 
     Raises:
         UsageError: if the batch cannot be cut into the groups, each on one rank, or if they are too small.
@@ -153,11 +222,11 @@ def check_batch(size: int, ranks: int, groups: int | None, *, synchronized: bool
     groups_on_all_ranks = ranks if groups is None else groups if synchronized else groups * ranks
     if groups is not None and (size % groups_on_all_ranks or groups_on_all_ranks % ranks):
         raise UsageError(
-            f"--model.ghost_groups {groups} must divide the {size} images of --data.batch_size on {ranks} devices, and be a "
+            f"--model.ghost_groups {groups} must divide the {size} {unit} of --data.batch_size on {ranks} devices, and be a "
             f"multiple of {ranks} where they are normalized together (--trainer.sync_batchnorm true)"
         )
     if size // groups_on_all_ranks < 2:
         raise UsageError(
-            f"batch norm needs at least 2 images at a time on each device, and here has {size // groups_on_all_ranks}: raise "
+            f"batch norm needs at least 2 {unit} at a time on each device, and here has {size // groups_on_all_ranks}: raise "
             "--data.batch_size" + (" or lower --model.ghost_groups" if groups is not None else "")
         )

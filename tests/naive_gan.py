@@ -2,7 +2,10 @@
 
 It is plain on purpose: losses are logarithms of probabilities, gradients are asked for by name, Adam is written out.
 Where the papers leave a choice, it is bngan's:
-- G is updated on the images of D's last update: the same latents, the same noise.
+- G is updated on the images of D's last update: the same latents, the same noise. A further update of G is on the images that
+  it makes of those latents by then, with noise of their own.
+- A pack of m images, of N, has the channels of the images i, i + N/m, i + 2 N/m.... It is made of noisy images, and all that D
+  is asked, penalties included, is asked of packs.
 - The moving average is that of the iterations so far, without the weights of the start.
 - A bias in front of batch norm stays as it was.
 - An iteration draws from one generator, for each update of D in this order: noise on the real images (N, C, H, W), latents
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
+from bngan.blocks import DiscriminatorNetwork, GeneratorNetwork
 
 Seen = dict[str, float | list[float]]
 
@@ -31,7 +34,9 @@ class Recipe:
     gradient_penalty: float
     batching: str
     update_d_stats_in_g_step: bool
+    pack: int
     n_critic: int
+    g_steps: int
     g_lr: float
     d_lr: float
     beta1: float
@@ -50,8 +55,8 @@ class NaiveGAN:
 
     def __init__(
         self,
-        generator: Generator | ConvGenerator,
-        discriminator: Discriminator | ConvDiscriminator,
+        generator: GeneratorNetwork,
+        discriminator: DiscriminatorNetwork,
         average: nn.Module | None,
         recipe: Recipe,
         total: int,
@@ -73,15 +78,21 @@ class NaiveGAN:
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=rng, dtype=torch.float64)
 
-        def noisy(images: Tensor) -> Tensor:
-            return images + deviation * draw(*images.shape) if recipe.instance_noise else images
+        def shown(images: Tensor) -> Tensor:
+            noisy = images + deviation * draw(*images.shape) if recipe.instance_noise else images
+            between = len(images) // recipe.pack
+            return torch.stack([torch.cat([*noisy[first::between]]) for first in range(between)])
 
-        real = fake = batch[:0]
+        real = fake = latents = batch[:0]
         for images in batch.chunk(recipe.n_critic):
-            real = noisy(images)
-            fake = noisy(self.generator(draw(len(images), recipe.latent_dim)).view_as(images))
+            real = shown(images)
+            latents = draw(len(images), recipe.latent_dim)
+            fake = shown(self.generator(latents).view_as(images))
             seen |= self.update_discriminator(real, fake.detach(), recipe.d_lr * lr_scale, rng)  # D's loss does not train G
         seen |= self.update_generator(real, fake, recipe.g_lr * lr_scale)
+        for _ in range(1, recipe.g_steps):
+            fake = shown(self.generator(latents).view(len(latents), *batch.shape[1:]))
+            seen |= self.update_generator(real, fake, recipe.g_lr * lr_scale)
         if self.average is not None:
             ages = torch.arange(iteration + 1, dtype=torch.float64)
             decay = 1 - 1 / (recipe.ema_decay**ages).sum().item()

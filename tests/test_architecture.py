@@ -26,9 +26,11 @@ files rng
 distributed recipes
 images batching
 batchnorm
+spectral
 norms losses ema
 settings
-networks schedules
+blocks schedules
+networks
 iteration
 cuda_graph sampler
 gan
@@ -41,6 +43,7 @@ run messages effects
 lightning_cli
 hub outcome
 doctor
+study
 cli
 __main__
 """
@@ -133,7 +136,7 @@ def test_room_imports_only_what_is_before_it(room: str) -> None:
 def test_rooms_do_import_what_they_stand_on() -> None:
     """So that the test above does not pass because nothing was found."""
     assert rooms_of(imports_of("bngan.gan")) >= {"networks", "losses", "batchnorm", "distributed", "iteration", "sampler"}
-    assert rooms_of(imports_of("bngan.networks")) == {"errors", "norms", "settings"}
+    assert rooms_of(imports_of("bngan.networks")) == {"blocks", "errors", "norms", "settings"}
     assert {"bngan.gan", "bngan.norms"} <= reached("bngan.checkpoint")
     assert "rng" in rooms_of(imports_of("bngan.data.loader"))
 

@@ -318,6 +318,7 @@ def test_mistake_gets_a_short_answer(
     assert len(answer.strip().splitlines()) <= 2
     for word in words:
         assert word in answer
+    assert [folder for folder in tmp_path.glob("runs/*/*") if not any(folder.iterdir())] == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bngan.batching import BATCHINGS, discriminate
+from bngan.batching import BATCHINGS, discriminate, pack
 from bngan.networks import Discriminator
 
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
@@ -59,3 +59,37 @@ def test_joint_and_separate_logits_keep_real_before_fake() -> None:
         real_logits, fake_logits = discriminate(lambda images: 2 * images, reals, fakes, batching)
         assert_equal(real_logits, 2 * reals)
         assert_equal(fake_logits, 2 * fakes)
+
+
+# Packs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pack_has_its_images_channels_one_after_the_other() -> None:
+    images = torch.randn(6, 3, 4, 5)
+    packs = pack(images, 2)
+    assert packs.shape == (3, 6, 4, 5)
+    for first in range(3):
+        assert_equal(packs[first], torch.cat([images[first], images[first + 3]]))
+    assert pack(images, 1) is images
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_make_the_packs_of_one_process(ranks: int) -> None:
+    images = torch.randn(24, 1, 2, 2)
+    for rank in range(ranks):
+        assert_equal(pack(images[rank::ranks], 4), pack(images, 4)[rank::ranks])
+    assert not torch.equal(pack(images[:12], 4), pack(images, 4)[:3])
+
+
+def test_images_that_fill_no_pack_are_left_out() -> None:
+    images = torch.randn(7, 1, 2, 2)
+    assert_equal(pack(images, 3), pack(images[:6], 3))
+    assert len(pack(images[:2], 3)) == 0
+
+
+def test_packs_of_many_runs_are_of_one_run_each() -> None:
+    images = torch.randn(8, 5, 3, 4, 4)
+    packs = pack(images, 2)
+    assert packs.shape == (4, 5, 6, 4, 4)
+    for run in range(5):
+        assert_equal(packs[:, run], pack(images[:, run], 2))

@@ -70,7 +70,7 @@ def test_reader_who_is_gone_is_no_defect() -> None:
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["study", "--help"], ["--version"]])
 def test_help_answers_at_once(arguments: list[str]) -> None:
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "bngan", *arguments], cwd=REPOSITORY, capture_output=True, check=True)
@@ -272,3 +272,50 @@ def test_terminal_that_is_closed_or_knows_ascii_alone_is_no_defect(tmp_path: Pat
     assert rb"written to b\xe4r.png" in done.stdout
     assert (tmp_path / "bär.png").is_file()
     assert (tmp_path / "closed.png").is_file()
+
+
+# Studies ------------------------------------------------------------------------------------------------------------------
+
+
+def test_help_of_study_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) <= 24
+    for word in (
+        "--output",
+        "--root",
+        "--jobs",
+        "--device {cpu,cuda}",
+        "--launcher {local,slurm,ray}",
+        "--dry-run",
+        "claims_cpu",
+    ):
+        assert word in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "study; see bngan study --help"),
+        (["smoke"], "add --output FOLDER, or --dry-run"),
+        (["smoke", "--output=a", "--jobs=0"], "--jobs must be at least 1, got 0"),
+        (["smoke", "--output=a", "--launcher=mail"], "'mail' (choose from"),
+        (["smoke", "--output=$HOME/a"], "names a variable of the shell"),
+        (["smokes", "--dry-run"], "smokes: there is no such file; name a YAML file, or a study that is shipped: claims_cpu"),
+        (["smoke", "--output=a", "--device=cuda", "--launcher=ray"], "leave out --launcher"),
+    ],
+)
+def test_what_study_is_asked_wrongly_is_told_before_anything_is_run(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert len(told.splitlines()) <= 2
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_study_on_a_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "smoke", "--output=a", "--device=cuda"]) == 2
+    assert "there is no GPU here that torch can use" in capsys.readouterr().err

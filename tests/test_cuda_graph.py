@@ -12,17 +12,19 @@ from torch import Tensor, distributed
 
 from bngan import GAN, rng
 from bngan.cuda_graph import CudaGraph
-from bngan.iteration import Observed
+from bngan.iteration import Draws, Observed
 from bngan.schedules import Schedule
+
+Step = tuple[str, float, float, list[float]]  # what was run, on which image, learning rate and draws
 
 
 class StandIn:
     """An iteration and what CudaGraph asks of torch.cuda, on a processor: a capture runs nothing, a replay reads its inputs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, capturable: bool) -> None:
-        self.log: list[tuple[str, float, float, float]] = []  # what was run, on which image, learning rate and draw
+        self.log: list[Step] = []
         self.capturable, self.inputs = capturable, None
-        self.capturing = False
+        self.capturing, self.registered = False, 0
         pieces = {"Stream": Mock, "current_stream": Mock, "stream": nullcontext, "graph": self.capture}
         for name, piece in {**pieces, "CUDAGraph": lambda: self}.items():
             monkeypatch.setattr(torch.cuda, name, piece)
@@ -35,45 +37,53 @@ class StandIn:
         if not self.capturable:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    def iteration(self, images: Tensor, schedule: Schedule[Tensor], rng: torch.Generator) -> Observed:
+    def iteration(self, images: Tensor, schedule: Schedule[Tensor], draws: Draws) -> Observed:
         if self.capturing:
-            self.inputs = (images, schedule, rng)
+            self.inputs = (images, schedule, draws)
         else:
-            self.note("called", images, schedule, rng)
+            self.note("called", images, schedule, draws)
         return Observed(*torch.zeros(len(Observed._fields)))
 
     def replay(self) -> None:
         assert self.inputs is not None
         self.note("replayed", *self.inputs)
 
-    def note(self, how: str, images: Tensor, schedule: Schedule[Tensor], rng: torch.Generator) -> None:
-        self.log.append((how, float(images), float(schedule.g_lr), float(torch.rand((), generator=rng))))
+    def note(self, how: str, images: Tensor, schedule: Schedule[Tensor], draws: Draws) -> None:
+        self.log.append((how, float(images), float(schedule.g_lr), draws.uniform(images).flatten().tolist()))
 
-    def register_generator_state(self, rng: torch.Generator) -> None:
-        pass
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.registered += 1
 
 
-def run_on_stand_in(cuda: StandIn, iterations: int) -> list[tuple[str, float, float, float]]:
-    """Return what was run in that many iterations, the n-th on image n with learning rate n / 8 and seed n."""
-    graph = CudaGraph(Mock(side_effect=cuda.iteration), torch.device("cpu"))
+def run_on_stand_in(cuda: StandIn, iterations: int, runs: int | None = None) -> list[Step]:
+    """Return what was run in that many iterations, the n-th on image n with learning rate n / 8 and seeds from n on."""
+    graph = CudaGraph(Mock(side_effect=cuda.iteration), torch.device("cpu"), runs)
     for number in range(iterations):
-        graph(torch.tensor([float(number)]), torch.tensor([0.0, number / 8, 0.0, 0.0]), seed=number)
+        seeds = range(number, number + (runs or 1))
+        graph(torch.tensor([float(number)]), torch.tensor([0.0, number / 8, 0.0, 0.0]), *seeds)
     return cuda.log
 
 
-def expected(how: str, number: int) -> tuple[str, float, float, float]:
-    return how, float(number), number / 8, float(torch.rand((), generator=torch.Generator().manual_seed(number)))
+def expected(how: str, number: int, runs: int | None = None) -> Step:
+    draws = [float(torch.rand(1, generator=torch.Generator().manual_seed(number + run))) for run in range(runs or 1)]
+    return how, float(number), number / 8, draws
 
 
-def test_fourth_iteration_is_captured_and_it_and_all_later_ones_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = run_on_stand_in(StandIn(monkeypatch, capturable=True), iterations=7)
-    assert log == [*(expected("called", n) for n in (0, 1, 2)), *(expected("replayed", n) for n in (3, 4, 5, 6))]
+@pytest.mark.parametrize("runs", [None, 1, 3])
+def test_fourth_iteration_is_captured_and_it_and_all_later_ones_are_replayed(
+    runs: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = StandIn(monkeypatch, capturable=True)
+    log = run_on_stand_in(cuda, 7, runs)
+    called, replayed = ([expected(how, n, runs) for n in range(7)] for how in ("called", "replayed"))
+    assert log == [*called[:3], *replayed[3:]]
+    assert cuda.registered == (runs or 1)
 
 
 def test_what_cannot_be_captured_is_said_in_one_line_and_called(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = run_on_stand_in(StandIn(monkeypatch, capturable=False), iterations=7)
+    log = run_on_stand_in(StandIn(monkeypatch, capturable=False), 7)
     assert log == [expected("called", n) for n in range(7)]
     (line,) = capsys.readouterr().out.splitlines()
     assert "cannot be captured as a CUDA graph" in line

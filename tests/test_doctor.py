@@ -4,7 +4,6 @@ import pickle
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,18 @@ import torch
 import yaml
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.tensorboard import SummaryWriter
 
 from bngan import GAN, rng
-from bngan.batching import discriminate
 from bngan.batchnorm.layers import BatchNorm, batch_norm_layers, batch_statistics, running_statistics
 from bngan.batchnorm.statistics import evaluation_statistics, recorded_statistics, set_precise_statistics
 from bngan.cli import main
 from bngan.data import ImageDataModule
 from bngan.doctor import diagnose, examine_layers, examine_settings, examine_training, expected_lean, pass_through
 from bngan.images import to_minus1_1
-from bngan.outcome import NOT_BEGUN, Finding, distinct, energy_distance, examine_course, examine_samples, noise
-from bngan.recipes import read_config
+from bngan.outcome import NOT_BEGUN
 from bngan.settings import Settings
 from tests.conftest import QUICK, REPOSITORY, only_run
+from tests.small_gans import brief, examined, fakes, healthy, last_layer, names, of_two_greys, raised, settle
 from tests.test_gan import images, tiny, trainer
 
 EPS = "eps that looks like a momentum"
@@ -43,66 +39,13 @@ SMALL_BATCH = "batch too small for batch norm"
 EMA_COPY = "EMA of G without its buffers"
 EMA_FAR = "EMA of G far from its own statistics"
 D_WON = "D has won"
-COLLAPSED = "G has collapsed"
-RANGE = "images of another range"
-TOO_LONG = "trained for too long"
 
 Part = tuple[str, BatchNorm]
 
 
-def latents(gan: GAN) -> Tensor:
-    return torch.randn(256, gan.settings.latent_dim, generator=torch.Generator().manual_seed(3))
-
-
-def fakes(gan: GAN) -> Tensor:
-    with evaluation_statistics(gan.generator, "batch"):
-        return gan.generate(latents(gan))
-
-
 @pytest.fixture
 def real() -> Tensor:
-    """Pictures of two grey levels, which no untrained G makes."""
-    pixels = torch.rand(256, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    return 1.4 * (pixels > 0.4).float() - 0.7
-
-
-def last_layer(network: nn.Module) -> nn.Conv2d | nn.ConvTranspose2d | nn.Linear:
-    return [part for part in network.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)][-1]
-
-
-def settle(gan: GAN, real: Tensor) -> GAN:
-    """Let all running statistics be those that the networks as they are have on real images and fakes."""
-    set_precise_statistics(gan.generator, [latents(gan)])
-    if gan.generator_ema is not None:
-        set_precise_statistics(gan.generator_ema, [latents(gan)])
-    set_precise_statistics(gan.discriminator, [torch.cat([real, fakes(gan)])])
-    return gan
-
-
-def healthy(real: Tensor, **settings: Any) -> GAN:
-    """A GAN with nothing wrong: no bias before batch norm, a D that tells real from fake, statistics of its own weights."""
-    gan = tiny(**{"network": "conv", "image_shape": (1, 16, 16), **settings})
-    for network in (gan.generator, gan.generator_ema):
-        if network is not None:
-            last_layer(network).weight.data.mul_(16)  # the contrast of the pictures, by which G is no more as it began
-    seen = fakes(gan)
-    optimizer = torch.optim.Adam(gan.discriminator.parameters(), lr=0.01)
-    for _ in range(20):
-        loss = gan.loss.discriminator(*discriminate(gan.logits, real[:64], seen[:64], gan.settings.batching))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    gan.iteration.fill_(1)
-    gan.normalized_together.fill_(32)
-    return settle(gan, real)
-
-
-def examined(gan: GAN, real: Tensor) -> list[Finding]:
-    return [*examine_layers(gan), *examine_training(gan, real)]
-
-
-def names(findings: list[Finding]) -> list[str]:
-    return [finding.name for finding in findings]
+    return of_two_greys()
 
 
 def layers(network: nn.Module) -> list[Part]:
@@ -194,6 +137,14 @@ GHOST = {"g_norm": "ghost", "d_norm": "ghost", "ghost_groups": 4}
 )
 def test_healthy_gan_has_no_finding(settings: dict[str, Any], real: Tensor) -> None:
     assert examined(healthy(real, **settings), real) == []
+
+
+def test_packs_are_examined_as_packs(real: Tensor) -> None:
+    gan = tiny(network="conv", image_shape=(1, 16, 16), pack=3)
+    gan.normalized_together.fill_(64)
+    passed = pass_through(gan, real)  # four batches of 63, which are 21 packs
+    assert len(passed.real_logits) == len(passed.fake_logits) == len(real) // 64 * 21
+    assert passed.d_losses.isfinite().all()
 
 
 def test_ghost_norm_is_examined_group_by_group(real: Tensor) -> None:
@@ -300,26 +251,6 @@ def test_lean_is_not_told_from_too_few_batches_or_where_fakes_are_like_real_imag
     assert LEANING not in names(examined(gan, real))
 
 
-# Each recipe as it is shipped, but narrow and brief.
-SMALL: dict[str, tuple[dict[str, Any], int]] = {
-    "default": ({"hidden_dim": 32}, 64),
-    "literal": ({"hidden_dim": 32}, 128),
-    "best_mlp": ({"hidden_dim": 64}, 64),
-    "dcgan": ({"hidden_dim": 4}, 32),
-}
-
-
-def brief(recipe: str, seed: int, folder: Path, root: Path, iterations: int = 300, **settings: Any) -> tuple[GAN, Tensor]:
-    """Train a small form of a recipe; return it and the images that it is examined with."""
-    small, batch_size = SMALL[recipe]
-    model = {**read_config(REPOSITORY / "configs" / f"{recipe}.yaml")["model"], **small, **settings, "seed": seed}
-    gan = tiny(**{"image_shape": (1, 28, 28), "latent_dim": 100, "instance_noise": 1.0, **model})
-    data = ImageDataModule(root=str(root), batch_size=batch_size, seed=seed)
-    trainer(folder, max_epochs=-1, max_steps=iterations, limit_val_batches=0).fit(gan, datamodule=data)
-    assert int(gan.normalized_together) == batch_size
-    return gan.eval(), to_minus1_1(data.subset(2048, train=True).images)
-
-
 @pytest.mark.parametrize("seeds", [[0], pytest.param(range(1, 20), marks=pytest.mark.slow)], ids=["once", "19 redraws"])
 @pytest.mark.parametrize(
     "recipe",
@@ -332,14 +263,6 @@ def test_recipes_that_come_along_raise_no_false_alarm(
     expected = [NOT_BEGUN] * (recipe == "literal")
     found = {seed: names(examined(*brief(recipe, seed, tmp_path, mnist_root))) for seed in seeds}
     assert found == dict.fromkeys(seeds, expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("iterations", "expected"), [(300, [COLLAPSED]), (4000, [])])
-def test_generator_with_spectral_norm_begins_with_one_picture_and_learns_more(
-    iterations: int, expected: list[str], mnist_root: Path, tmp_path: Path
-) -> None:
-    assert names(examined(*brief("default", 0, tmp_path, mnist_root, iterations, g_norm="spectral"))) == expected
 
 
 @pytest.mark.parametrize("seeds", [[0], pytest.param(range(1, 20), marks=pytest.mark.slow)], ids=["once", "19 redraws"])
@@ -381,61 +304,6 @@ def test_signal_does_not_depend_on_the_logits_scale(real: Tensor) -> None:
     assert after.signal == pytest.approx(before.signal, rel=1e-3)
 
 
-@torch.no_grad()
-def of_one_picture(network: nn.Module) -> None:
-    last_layer(network).weight.zero_()
-
-
-@torch.no_grad()
-def of_few_pictures(network: nn.Module) -> None:
-    """Let the latents' signs alone decide, of three numbers, what the picture is."""
-    network.register_forward_pre_hook(lambda _, inputs: (torch.cat([inputs[0][:, :3].sign(), inputs[0][:, 3:] * 0], dim=1),))
-
-
-@pytest.mark.parametrize(
-    ("weights", "evidence"),
-    [
-        (["generator"], "about 1 distinct, by G's weights"),
-        (["generator_ema"], "about 1 distinct, by the average"),
-        (["generator", "generator_ema"], "1 distinct, by G's weights and 1 distinct, by the average"),
-    ],
-)
-@pytest.mark.parametrize("network", ["conv", "mlp"])
-def test_collapse_of_either_generator_is_found(network: str, weights: list[str], evidence: str, real: Tensor) -> None:
-    gan = healthy(real, network=network)
-    assert COLLAPSED not in names(examined(gan, real))
-    for name in weights:
-        of_one_picture(gan.get_submodule(name))
-    (finding,) = [finding for finding in examined(gan, real) if finding.name == COLLAPSED]
-    assert evidence in finding.evidence
-    assert NOT_BEGUN not in names(examined(gan, real))
-
-
-def test_generator_of_few_pictures_has_not_collapsed_where_there_are_no_more(real: Tensor) -> None:
-    gan = healthy(real)
-    of_few_pictures(gan.generator)
-    (finding,) = examine_samples(gan, real)
-    assert finding.name == COLLAPSED
-    assert "of 512 about 8 distinct, by G's weights" in finding.evidence
-    assert COLLAPSED not in names(examined(gan, real[:64]))
-    assert COLLAPSED not in names(examined(gan, real[:8].repeat(32, 1, 1, 1)))
-
-
-def test_distinct_pictures_are_counted_by_their_pairs() -> None:
-    drawn = torch.rand(7, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    unit = torch.tensor(1.0)
-    assert distinct(drawn.repeat(60, 1, 1, 1), unit) == pytest.approx(7, rel=0.02)
-    assert distinct(drawn, unit) == float("inf")
-    assert distinct(drawn[:1].repeat(2, 1, 1, 1), unit) == 1
-
-
-def test_energy_distance_is_that_of_distributions() -> None:
-    drawn = torch.randn(3, 1500, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    assert energy_distance(drawn[0], drawn[1]) == pytest.approx(0, abs=0.01)
-    assert energy_distance(drawn[0] + 9, drawn[1]) == pytest.approx(2 * 18 - 2 * 2.66, rel=0.03)  # of far apart ones
-    assert energy_distance(2 * drawn[0], drawn[1]) > 0.2
-
-
 @pytest.mark.parametrize("iteration", [0, 5])
 def test_learning_that_has_not_begun_is_named_and_not_what_follows_from_it(iteration: int, mnist_root: Path) -> None:
     gan = tiny(image_shape=(1, 28, 28), hidden_dim=32)
@@ -447,65 +315,6 @@ def test_learning_that_has_not_begun_is_named_and_not_what_follows_from_it(itera
         assert finding.name == NOT_BEGUN
         assert f"iteration {iteration}" in finding.evidence
     assert ("an untrained G's" in finding.evidence) == (iteration > 0)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [(lambda real: real, None), (lambda real: (real + 1) / 2, "[0, 1]")],
-    ids=["-1 to 1", "0 to 1"],
-)
-def test_images_of_another_range_are_told_by_what_was_learnt(
-    given: Callable[[Tensor], Tensor], expected: str | None, mnist_root: Path, tmp_path: Path
-) -> None:
-    real = to_minus1_1(ImageDataModule(root=str(mnist_root)).subset(6400, train=True).images)
-    gan = tiny(image_shape=(1, 28, 28), hidden_dim=32, instance_noise=0.0)
-    trainer(tmp_path, max_epochs=2).fit(gan, DataLoader(TensorDataset(given(real)), batch_size=64))
-    findings = {finding.name: finding for finding in examined(gan, real[:1024])}
-    assert (RANGE in findings) == (expected is not None)
-    if expected is not None:
-        assert f"like real images in {expected}" in findings[RANGE].evidence
-
-
-def course(folder: Path, values: Iterable[float], tag: str = "val/fid", **checkpoint: Any) -> list[Finding]:
-    """Examine a run of these validations, one every 100 iterations."""
-    (folder / "config.yaml").write_text(yaml.safe_dump({"checkpoint": checkpoint}))
-    with SummaryWriter(str(folder)) as writer:
-        for number, value in enumerate(values, start=1):
-            writer.add_scalar(tag, value, global_step=100 * number)
-            writer.add_scalar("train/d_loss", 0.0, global_step=100 * number)
-    return [*examine_course(folder)]
-
-
-RISING = [9.0, 5.0, 3.0, *(3.2 + 0.3 * number for number in range(8))]
-PLATEAU = [9.0, 5.0, *(3 + 0.3 * (-1) ** number * (1 + number % 3) for number in range(12))]
-COURSES: dict[str, tuple[list[float], dict[str, str], str | None]] = {
-    "falling": ([9.0, 7.0, 5.0, 4.0, 3.5, 3.2, 3.0, 2.9], {}, None),
-    "rising": (RISING, {}, "iteration 300, 3; the last 5 validations, to iteration 1100, gave 4.7"),
-    "falling, of which more is better": ([-value for value in RISING], {"mode": "max"}, "iteration 300, -3;"),
-    "rising, of which more is better": ([-9.0, -7.0, -5.0, -4.0, -3.5, -3.2, -3.0, -2.9], {"mode": "max"}, None),
-    "rising for four validations": (RISING[:7], {}, None),
-    "rising by little": ([9.0, 5.0, 3.0, *(3.1 + 0.01 * number for number in range(8))], {}, None),
-    "going up and down": (PLATEAU, {}, None),
-    "of another metric": (RISING, {"monitor": "val/kid"}, None),
-    "empty": ([], {}, None),
-}
-
-
-@pytest.mark.parametrize("case", COURSES)
-def test_run_that_went_on_for_too_long_is_told_where_it_was_best(case: str, tmp_path: Path) -> None:
-    values, checkpoint, expected = COURSES[case]
-    findings = course(tmp_path, values, **checkpoint)
-    assert names(findings) == [TOO_LONG] * (expected is not None)
-    if expected is not None:
-        assert expected in findings[0].evidence
-        assert "--trainer.max_steps 300" in findings[0].remedy
-
-
-def test_noise_of_a_run_is_about_its_curve() -> None:
-    drawn = 0.5 * torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert noise(drawn.tolist()) == pytest.approx(0.5, rel=0.1)
-    assert noise((drawn + 3 * torch.arange(2000)).tolist()) == pytest.approx(0.5, rel=0.1)
-    assert noise([1.0, 2.0, 3.0]) == 0
 
 
 def test_evidence_names_the_layer_at_fault(real: Tensor) -> None:
@@ -896,9 +705,5 @@ def test_checkpoint_that_holds_code_is_refused_and_runs_nothing(
 
 
 def test_every_finding_is_tried_here() -> None:
-    texts = [(REPOSITORY / "bngan" / name).read_text().splitlines() for name in ("doctor.py", "outcome.py")]
-    raised = {
-        after.strip().strip('",') for source in texts for line, after in pairwise(source) if line.strip().endswith("Finding(")
-    }
-    tried = {EPS, BIAS, FAR, DEAD, EXPLODING, NO_VARIANCE, PENALTY, BLIND, LEANING, SMALL_BATCH, EMA_COPY, EMA_FAR}
-    assert raised == tried | {D_WON, COLLAPSED, RANGE, TOO_LONG, "NOT_BEGUN"}
+    settings = {EPS, BIAS, PENALTY, SMALL_BATCH, EMA_COPY}
+    assert raised("doctor.py") == settings | {FAR, DEAD, EXPLODING, NO_VARIANCE, BLIND, LEANING, EMA_FAR, D_WON}

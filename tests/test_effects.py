@@ -13,6 +13,21 @@ from bngan.recipes import DEFAULT_CONFIG, SHIPPED, flatten
 DEFAULT = flatten(yaml.safe_load(DEFAULT_CONFIG.read_text()))
 CASES: tuple[tuple[dict[str, Any], dict[str, Any], dict[str, Any]], ...] = (
     # a setting, others beside which it does nothing, and others beside which it does something
+    ({"model.g_depth": 3}, {"model.network": "conv"}, {"model.network": "points"}),
+    ({"model.g_depth": 3}, {"model.network": "pacgan"}, {"model.network": "mlp"}),
+    (
+        {"model.initialization": "he"},
+        {"model.network": "conv", "model.g_norm": "none", "model.d_norm": "none"},
+        {"model.network": "pacgan", "model.g_norm": "none", "model.d_norm": "none"},
+    ),
+    (
+        {"model.initialization": "he"},
+        {"model.network": "conv", "model.g_norm": "none", "model.d_norm": "none"},
+        {"model.network": "conv"},
+    ),
+    ({"model.d_norm_first": True}, {"model.d_norm": "none"}, {"model.d_norm": "layer"}),
+    ({"model.d_norm_first": False}, {"model.d_norm": "spectral"}, {"model.d_norm": "virtual"}),
+    ({"model.allow_batch_coupled_penalty": True}, {"model.d_norm": "layer"}, {"model.d_norm": "noisy"}),
     ({"model.bn_eps": 1e-3}, {"model.g_norm": "layer", "model.d_norm": "none"}, {"model.g_norm": "layer"}),
     (
         {"model.bn_eps": 1e-3},

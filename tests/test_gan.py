@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from bngan import GAN
 from bngan.batching import Batching
@@ -626,3 +627,38 @@ def test_clipping_is_right_under_a_gradient_scaler(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in gan.parameters())
     assert gan.observed is not None
     assert float(gan.observed.g_grad_norm) < 100
+
+
+# Packs, and layers that draw ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held_out", [16, 19, 17])  # a last batch of 3 images is one pack of 2, of 1 image none
+def test_packs_are_trained_and_validated(held_out: int, tmp_path: Path) -> None:
+    gan = tiny(pack=2, loss="hinge")
+    run = trainer(tmp_path, max_steps=4)
+    run.fit(gan, images())
+    drawn = torch.rand(held_out, 1, 4, 4, generator=generator(1)) * 2 - 1
+    (found,) = run.validate(gan, DataLoader(TensorDataset(drawn), batch_size=16), verbose=False)
+    assert math.isfinite(found["val/d_loss"])
+
+
+def test_packs_and_further_updates_of_g_change_training(tmp_path: Path) -> None:
+    once, twice = tiny(), tiny(g_steps=2)
+    for gan in (once, twice):
+        run = trainer(tmp_path, max_steps=5)
+        run.fit(gan, images())
+        steps = [{int(state["step"]) for state in optimizer.state.values()} for optimizer in run.optimizers]
+        assert steps == [{5}, {5 * gan.settings.g_steps}]
+        assert run.global_step == int(gan.iteration) == 5
+    assert not same(once, twice)
+    with pytest.raises(UsageError, match="pack 3"):
+        trainer(tmp_path, max_steps=1).fit(tiny(pack=3), images())
+
+
+@pytest.mark.parametrize("settings", [{"d_dropout": 0.3}, {"g_norm": "noisy"}, {"d_norm": "noisy"}])
+def test_what_layers_draw_depends_on_the_seed_and_the_iteration_alone(settings: dict[str, Any], tmp_path: Path) -> None:
+    one, other = tiny(**settings), tiny(**settings)
+    for number, gan in enumerate((one, other)):
+        torch.manual_seed(number)
+        trainer(tmp_path, max_steps=3).fit(gan, images())
+    assert same(one, other)

@@ -1,20 +1,31 @@
 """Which weights the networks begin with."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
+from bngan.blocks import LinearMaxout
+from bngan.networks import (
+    PACGAN,
+    ConvDiscriminator,
+    ConvGenerator,
+    Discriminator,
+    Generator,
+    PointDiscriminator,
+    PointGenerator,
+)
 from bngan.norms import NORMS
+from bngan.settings import Initialization
 
 CONVOLUTION = (nn.Conv2d, nn.ConvTranspose2d)
 
 
-def convolutional_pair(norm: str) -> tuple[ConvGenerator, ConvDiscriminator]:
+def convolutional_pair(norm: str, **changes: Any) -> tuple[ConvGenerator, ConvDiscriminator]:
     torch.manual_seed(0)
-    settings = {"channels": 3, "size": 32, "width": 32, "norm": norm}
+    settings = {"channels": 3, "size": 32, "width": 32, "norm": norm, **changes}
     return ConvGenerator(input_dim=64, **settings), ConvDiscriminator(**settings)
 
 
@@ -38,8 +49,9 @@ def test_convolutions_before_a_norm_begin_as_dcgans_with_deviation_0_02(norm: st
             assert_normal(layer.weight, std=0.025)
 
 
-def test_convolutions_without_a_norm_begin_as_hes() -> None:
-    generator, discriminator = convolutional_pair("none")
+@pytest.mark.parametrize(("norm", "initialization"), [("none", "default"), ("none", "he"), ("batch", "he")])
+def test_convolutions_begin_as_hes_without_a_norm_and_where_asked(norm: str, initialization: str) -> None:
+    generator, discriminator = convolutional_pair(norm, initialization=initialization)
     first, *later = (layer for layer in generator.modules() if isinstance(layer, nn.ConvTranspose2d))
     assert_normal(first.weight, std=math.sqrt(2 / 64))  # its input is 64 latents, of which each pixel sees one tap
     for layer in later:
@@ -80,6 +92,21 @@ def test_spectrally_normalized_convolutions_begin_as_torchs() -> None:
         assert_uniform(original, bound=1 / math.sqrt(original[0].numel()))
 
 
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+def test_pacgans_layers_begin_as_published_whatever_the_norm(norm: str) -> None:
+    generator, discriminator = convolutional_pair(norm, size=28, width=8, layout=PACGAN)
+    for layer in generator.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            assert_normal(layer.weight, std=0.02)
+    *convolutions, last = (layer for layer in discriminator.modules() if isinstance(layer, nn.Conv2d))
+    assert_normal(last.weight, std=0.02)
+    for layer in convolutions:
+        values = layer.weight.detach().double().flatten()
+        assert 0.0395 < float(values.abs().max()) <= 0.04
+        # The deviation of a standard normal that is cut off at two is 0.8796.
+        assert abs(float(values.square().mean().sqrt()) / (0.02 * 0.8796) - 1) < 5 / math.sqrt(2 * values.numel())
+
+
 @pytest.mark.parametrize("norm", sorted(NORMS))
 def test_convolutions_biases_begin_at_0(norm: str) -> None:
     biases = [layer.bias for layer in convolutions(norm) if layer.bias is not None]
@@ -95,6 +122,45 @@ def test_fully_connected_networks_begin_as_torchs_layers() -> None:
                 bound = 1 / math.sqrt(layer.in_features)
                 assert_uniform(layer.weight, bound)
                 assert_uniform(layer.bias, bound)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral"])
+def test_hidden_layers_begin_as_hes_where_asked_and_the_last_one_as_torchs(norm: str) -> None:
+    torch.manual_seed(0)
+    pair = (Generator(norm=norm, depth=4, initialization="he"), Discriminator(norm=norm, initialization="he"))
+    for network, slope in zip(pair, (0.0, 0.2), strict=True):
+        *hidden, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
+        for layer in hidden:
+            assert not layer.bias.any()
+            if norm != "spectral":  # which divides by the weights' scale
+                std = math.sqrt(2 / (1 + slope**2) / layer.in_features)
+                assert_normal(layer.weight, std=std)
+                with pytest.raises(AssertionError):
+                    assert_normal(layer.weight, std=1.1 * std)
+        assert last.bias.any()
+        if not (norm == "spectral" and slope):
+            assert_uniform(last.weight, 1 / math.sqrt(last.in_features))
+
+
+def test_hes_weights_keep_the_signals_scale_through_eight_layers_and_torchs_do_not() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(64, 100)
+    he, default = (Generator(norm="none", depth=8, initialization=how).net[:-2](z).detach() for how in ("he", "default"))
+    assert 0.5 < float(he.square().mean().sqrt()) < 2
+    assert float(default.std(dim=0).mean()) < 0.05 * float(he.std(dim=0).mean())
+
+
+@pytest.mark.parametrize("initialization", ["default", "he"])
+def test_points_layers_begin_as_published_and_hidden_ones_as_hes_where_asked(initialization: Initialization) -> None:
+    torch.manual_seed(0)
+    pair = (PointGenerator(initialization=initialization), PointDiscriminator(initialization=initialization))
+    for network, gain in zip(pair, (2.0, 1.0), strict=True):
+        *hidden, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
+        for layer in hidden:
+            assert_normal(layer.weight, std=0.02 if initialization == "default" else math.sqrt(gain / layer.in_features))
+            assert not isinstance(layer, LinearMaxout) or not layer.offsets.any()
+        assert_normal(last.weight, std=0.02)
+        assert not last.bias.any()
 
 
 def assert_uniform(values: Tensor, bound: float) -> None:

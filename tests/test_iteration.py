@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bngan import GAN, rng
-from bngan.iteration import Iteration, Observed, OptimizerUpdate
+from bngan.iteration import Draws, Iteration, Observed, OptimizerUpdate
 from bngan.losses import LOSSES
 from bngan.networks import set_reference
 from bngan.norms import NORMS
@@ -39,7 +39,9 @@ BASE: dict[str, Any] = {
     "gradient_penalty": 0.0,
     "batching": "joint",
     "update_d_stats_in_g_step": False,
+    "pack": 1,
     "n_critic": 2,
+    "g_steps": 1,
     "g_lr": 1e-2,
     "d_lr": 1.5e-2,
     "beta1": 0.5,
@@ -66,6 +68,12 @@ LOSS_CASES: dict[str, dict[str, Any]] = {
 }
 SETTING_CASES: dict[str, dict[str, Any]] = {
     "n_critic 3": {"n_critic": 3},
+    "two updates of G": {"g_steps": 2},
+    "three updates of G, separate, no noise": {"g_steps": 3, "batching": "separate", "instance_noise": 0.0},
+    "packs of 4": {"pack": 4},
+    "packs of 2, separate": {"pack": 2, "batching": "separate"},
+    "packs of 2, conv, G updated twice": {**CONV, "pack": 2, "g_steps": 2},
+    "packs of 2, three penalties": {"pack": 2, "d_norm": "none", "r1": 0.3, "r2": 0.2, "gradient_penalty": 0.5},
     "D's statistics move in G's step": {"update_d_stats_in_g_step": True},
     "D's statistics move in G's step, separate": {"update_d_stats_in_g_step": True, "batching": "separate"},
     "other learning rates": {"g_lr": 1e-3, "d_lr": 5e-3},
@@ -199,6 +207,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     },
     "spectral": {"d_norm": "spectral", "g_norm": "spectral", "loss": "minimax"},
     "virtual": {"d_norm": "virtual", "g_norm": "virtual", "n_critic": 1},
+    "packs, G updated twice": {"pack": 2, "g_steps": 2, "n_critic": 1},
     "ghost, dropout": {"d_norm": "ghost", "g_norm": "ghost", "ghost_groups": 2, "d_dropout": 0.3},
 }
 
@@ -217,16 +226,16 @@ def run(
     gan, images = build(settings), batches(settings, EAGER + 1 + REPLAYED)
     if settings["d_norm"] == "virtual":
         set_reference(gan.discriminator, images[0])
-    iteration, source = change(iteration_of(gan)), torch.Generator()
+    iteration, draws = change(iteration_of(gan)), Draws()
 
     def call(batch: Tensor, schedule: Tensor) -> Observed:
-        return iteration(batch, Schedule(*schedule), source)
+        return iteration(batch, Schedule(*schedule), draws)
 
     program: Callable[[Tensor, Tensor], Observed] = call
     observed: Observed | None = None
     for number, batch in enumerate(images):
         schedule = torch.tensor(schedule_at(gan.settings, number, total=len(images)), dtype=torch.float64)
-        source.manual_seed(number)
+        draws.seeded(number)
         torch.manual_seed(number)  # of dropout
         if recorded and number == EAGER:
             program = make_fx(call)(batch, schedule)  # recording trains, too
@@ -306,7 +315,7 @@ def test_autocast_reads_weights_anew_after_each_update() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache_enabled):
             for number, batch in enumerate(batches(BASE, 5).float()):
                 schedule = torch.tensor(schedule_at(gan.settings, number, total=5))
-                iteration(batch, Schedule(*schedule), rng.generator(number))
+                iteration(batch, Schedule(*schedule), Draws().seeded(number))
         return weights(gan)
 
     assert furthest(trained(cache_enabled=True), trained(cache_enabled=False)) == 0

@@ -1,20 +1,27 @@
-"""The source's MLP pair layer by layer, the convolutional pair for every size, and both against wrong input."""
+"""The source's MLP pair layer by layer, the convolutional pairs for every size, PacGAN's for points, and wrong input."""
 
-from itertools import pairwise
-from typing import Literal, Protocol
+import math
+from dataclasses import replace
+from itertools import pairwise, product
+from typing import Any, Literal, Protocol, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from bngan.batchnorm.layers import batch_norm_layers
+from bngan.blocks import LinearMaxout, MinibatchStddev
 from bngan.errors import UsageError
 from bngan.networks import (
+    PACGAN,
     ConvDiscriminator,
     ConvGenerator,
     Discriminator,
     Generator,
+    PointDiscriminator,
     build_networks,
     needs_reference,
     set_reference,
@@ -94,6 +101,24 @@ def test_mlp_pair_has_the_parameters_of_the_formula(latent: int, values: int, hi
     assert count(Discriminator(values, hidden, norm="none")) == d
 
 
+@pytest.mark.parametrize(("depth", "widths"), [(1, [8]), (2, [8, 16]), (5, [8, 16, 16, 16, 16])])
+def test_mlp_generator_has_the_depth_it_is_asked_for(depth: int, widths: list[int]) -> None:
+    network = Generator(12, 20, hidden_dim=8, depth=depth)
+    linear = [module for module in network.net if isinstance(module, nn.Linear)]
+    assert [layer.out_features for layer in linear] == [*widths, 20]
+    assert kinds(network) == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * depth + [nn.Linear, nn.Tanh]
+    assert network(torch.randn(4, 12)).shape == (4, 20)
+    settings = Settings(image_shape=(1, 4, 5), latent_dim=12, hidden_dim=8)
+    assert widths_of(build_networks(settings)[0]) == [8, 16, 20]
+    assert widths_of(build_networks(replace(settings, g_depth=depth))[0]) == [*widths, 20]
+    with pytest.raises(UsageError, match="depth must be at least 1, got 0"):
+        Generator(depth=0)
+
+
+def widths_of(network: nn.Module) -> list[int]:
+    return [module.out_features for module in network.modules() if isinstance(module, nn.Linear)]
+
+
 @pytest.mark.parametrize("hidden_dim", [0, -1])
 def test_a_width_below_1_is_refused(hidden_dim: int) -> None:
     for build in (
@@ -151,7 +176,7 @@ def test_latents_of_another_shape_are_refused(network: Generator | ConvGenerator
 def test_images_of_another_shape_are_refused() -> None:
     flat, conv = discriminators()
     for method in (flat, flat.logits):
-        with pytest.raises(ValueError, match="expected images of 784 values, got 1024"):
+        with pytest.raises(ValueError, match=r"expected images \(N, 784\), got \(4, 1024\)"):
             method(torch.randn(4, 1, 32, 32))
     for method in (conv, conv.logits):
         for wrong in (torch.randn(4, 1, 32, 32), torch.randn(4, 3, 28, 28), torch.randn(4, 784)):
@@ -287,20 +312,247 @@ def test_spectral_norm_bounds_every_layer_of_the_discriminator(network: Literal[
         assert all(is_parametrized(layer, "weight") == bounded for layer in layers)
 
 
+# PacGAN's convolutional pair ------------------------------------------------------------------------------------------
+
+
+def same_padded(x: Tensor, kernel: int) -> Tensor:
+    """Pad x (N, C, H, H) for half the side, rounded up, as TensorFlow's SAME does: an odd pixel goes to the end."""
+    side = x.shape[-1]
+    total = max(0, (math.ceil(side / 2) - 1) * 2 + kernel - side)
+    return F.pad(x, [total // 2, total - total // 2] * 2)
+
+
+def turned(x: Tensor) -> Tensor:
+    """Turn images, or kernels, by 180 degrees."""
+    return x.flip(-1, -2)
+
+
+def test_pacgans_discriminator_is_that_of_tensorflow_for_images_turned_around() -> None:
+    discriminator = ConvDiscriminator(channels=3, size=28, width=4, norm="none", layout=PACGAN).double()
+    drawn = torch.randn(6, 3, 28, 28, dtype=torch.float64)
+
+    def published(x: Tensor) -> Tensor:
+        *convolutions, last = [module for module in discriminator.net if isinstance(module, nn.Conv2d)]
+        for layer in convolutions:
+            x = F.conv2d(same_padded(x, kernel=5), turned(layer.weight), layer.bias, stride=2)
+            x = torch.maximum(x, 0.2 * x)
+        return F.conv2d(x, turned(last.weight), last.bias).flatten(start_dim=1)
+
+    torch.testing.assert_close(discriminator.logits(drawn), published(turned(drawn)))
+    assert not torch.allclose(discriminator.logits(drawn), published(drawn))
+
+
+def test_pacgans_generator_is_that_of_tensorflow_but_for_turning_its_images() -> None:
+    generator = ConvGenerator(10, channels=3, size=28, width=4, norm="none", layout=PACGAN).double()
+    z = torch.randn(6, 10, dtype=torch.float64)
+
+    def published(z: Tensor) -> Tensor:
+        first, *convolutions = [module for module in generator.net if isinstance(module, nn.ConvTranspose2d)]
+        x = (z @ turned(first.weight).flatten(1)).view(len(z), -1, 2, 2).relu()  # its biases begin at 0
+        for layer, side in zip(convolutions, (4, 7, 14, 28), strict=True):
+            # TensorFlow defines a transposed convolution as the gradient of the convolution from that side.
+            base = torch.zeros(len(z), layer.out_channels, side, side, dtype=z.dtype, requires_grad=True)
+            (x,) = torch.autograd.grad(F.conv2d(same_padded(base, kernel=5), turned(layer.weight), stride=2), base, x)
+            x = x.tanh() if side == 28 else x.relu()
+        return x
+
+    torch.testing.assert_close(generator(z), turned(published(z)))
+    assert not torch.allclose(generator(z), published(z))
+
+
+def test_pacgans_pair_has_the_published_filters_and_parameters() -> None:
+    settings, w = Settings("pacgan", (3, 28, 28), hidden_dim=8, g_norm="batch", d_norm="batch"), 8  # published with 64
+    generator, discriminator = build_networks(settings)
+    made = [module.out_channels for module in generator.net if isinstance(module, nn.ConvTranspose2d)]
+    taken = [module.out_channels for module in discriminator.net if isinstance(module, nn.Conv2d)]
+    assert (made, taken) == ([8 * w, 4 * w, 2 * w, w, 3], [w, 2 * w, 4 * w, 8 * w, 1])
+    assert [module.kernel_size for module in discriminator.net if isinstance(module, nn.Conv2d)] == [(5, 5)] * 4 + [(2, 2)]
+    assert [type(module) for module in followers(discriminator, nn.Conv2d)][:2] == [nn.LeakyReLU, nn.BatchNorm2d]
+    # Weights of the layers, gammas and betas, and biases where no batch norm follows.
+    g = 100 * 2 * 2 * 8 * w + 25 * (8 * 4 + 4 * 2 + 2) * w**2 + 25 * w * 3 + 2 * (8 + 4 + 2 + 1) * w + 3
+    d = 25 * 3 * w + 25 * (2 + 2 * 4 + 4 * 8) * w**2 + 2 * 2 * 8 * w + 2 * (2 + 4 + 8) * w + w + 1
+    assert [sum(weight.numel() for weight in network.parameters()) for network in (generator, discriminator)] == [g, d]
+    assert generator(torch.randn(2, 100)).shape == (2, 3, 28, 28)
+    with pytest.raises(UsageError, match="network pacgan is for images of side 28, not 32; use conv"):
+        build_networks(replace(settings, image_shape=(3, 32, 32)))
+
+
+# PacGAN's pair for points ---------------------------------------------------------------------------------------------
+
+
+def test_points_pair_has_the_published_layers_and_parameters() -> None:
+    settings = Settings("points", (2, 1, 1), latent_dim=2, hidden_dim=400, g_norm="batch", d_norm="none", instance_noise=0.0)
+    generator, discriminator = build_networks(settings)
+    assert kinds(generator) == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 4 + [nn.Linear]
+    assert kinds(discriminator) == [LinearMaxout] * 3 + [nn.Linear, nn.Sigmoid]
+    g = 2 * 400 + 3 * 400 * 400 + 4 * 2 * 400 + 400 * 2 + 2
+    d = (2 * 1000 + 1000) + 2 * (200 * 1000 + 1000) + 200 + 1
+    assert [sum(weight.numel() for weight in network.parameters()) for network in (generator, discriminator)] == [g, d]
+    assert widths_of(build_networks(replace(settings, g_depth=2))[0]) == [400, 400, 2]
+    nn.init.constant_(cast(nn.Linear, generator.net[-1]).bias, 3.0)  # which no tanh would let through
+    assert generator(torch.randn(8, 2)).min() > 2
+    with pytest.raises(UsageError, match=r"network points makes points, of image_shape \(2, 1, 1\), not \(1, 28, 28\)"):
+        build_networks(replace(settings, image_shape=(1, 28, 28)))
+
+
+def test_a_maxout_unit_gives_the_largest_of_its_linear_functions() -> None:
+    layer, x = LinearMaxout(3, 4, pieces=5), torch.randn(7, 3)
+    with torch.no_grad():
+        layer.offsets.normal_()
+    expected = torch.empty(7, 4)
+    for row, unit in product(range(7), range(4)):
+        pieces = range(unit * 5, unit * 5 + 5)
+        expected[row, unit] = max(layer.weight[piece] @ x[row] + layer.offsets[piece] for piece in pieces)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_norms_after_maxout_are_of_its_units_and_leave_its_offsets_to_be_trained() -> None:
+    network = PointDiscriminator(hidden_dim=6, norm="batch")
+    assert kinds(network) == [LinearMaxout, nn.BatchNorm1d] * 3 + [nn.Linear, nn.Sigmoid]
+    assert [module.num_features for module in network.net if isinstance(module, nn.BatchNorm1d)] == [6, 6, 6]
+    network.logits(torch.randn(16, 2)).square().sum().backward()
+    first = network.net[0]
+    assert isinstance(first, LinearMaxout)
+    assert first.offsets.grad is not None
+    assert first.offsets.grad.abs().max() > 1e-6
+
+
+# What a discriminator is told, and where it is normalized --------------------------------------------------------------
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"network": "mlp", "image_shape": (3, 16, 16), "latent_dim": 10, "hidden_dim": 4},
+    "conv": {"network": "conv", "image_shape": (3, 16, 16), "latent_dim": 10, "hidden_dim": 4},
+    "pacgan": {"network": "pacgan", "image_shape": (3, 28, 28), "latent_dim": 10, "hidden_dim": 2},
+    "points": {"network": "points", "image_shape": (2, 1, 1), "latent_dim": 2, "hidden_dim": 8},
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_discriminators_first_layer_is_normalized_where_asked_and_else_as_published(network: str) -> None:
+    def norms(**settings: Any) -> list[bool]:
+        """Whether a batch norm follows, for each layer but the last."""
+        judge = build_networks(Settings(**{**NETWORKS[network], **settings}))[1].net
+        layers = [number for number, module in enumerate(judge) if isinstance(module, nn.Linear | nn.Conv2d)]
+        return [isinstance(judge[number + 1], nn.BatchNorm1d | nn.BatchNorm2d) for number in layers[:-1]]
+
+    first, *others = norms()
+    assert first == (network in ("mlp", "points"))
+    assert all(others)
+    assert norms(d_norm_first=True) == [True, *others]
+    assert norms(d_norm_first=False) == [False, *others]
+    assert not any(norms(d_norm_first=True, d_norm="none"))
+    judge = build_networks(Settings(**{**NETWORKS[network], "d_norm": "spectral", "d_norm_first": False}))[1].net
+    assert all(is_parametrized(module, "weight") for module in judge if isinstance(module, nn.Linear | nn.Conv2d))
+
+
+def test_first_convolution_has_a_bias_unless_batch_norm_follows() -> None:
+    for norm, first, expected in (("batch", False, True), ("batch", True, False), ("layer", True, True)):
+        layer = ConvDiscriminator(norm=norm, norm_first=first).net[0]
+        assert isinstance(layer, nn.Conv2d)
+        assert (layer.bias is not None) == expected
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_pack_is_judged_by_one_logit(network: str) -> None:
+    settings = Settings(**NETWORKS[network], pack=3)
+    generator, discriminator = build_networks(settings)
+    channels, *sides = settings.image_shape
+    made = generator(torch.randn(12, settings.latent_dim)).view(12, *settings.image_shape)
+    packs = torch.cat(made.chunk(3), dim=1)
+    assert discriminator.logits(packs).shape == (4, 1)
+    with pytest.raises(ValueError, match=r"expected images \(N, "):
+        discriminator.logits(made)
+    single, _ = build_networks(replace(settings, pack=1))
+    assert {name: weight.shape for name, weight in single.named_parameters()} == {
+        name: weight.shape for name, weight in generator.named_parameters()
+    }
+    assert packs.shape[1:] == (3 * channels, *sides)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 5, 3, 3)])
+def test_minibatch_stddev_is_the_mean_deviation_within_each_group_of_consecutive_rows(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.float64) * torch.arange(1, 13).view(-1, *[1] * (len(shape) - 1))
+    told = MinibatchStddev(4)(x)
+    assert told.shape == (12, 6, *shape[2:])
+    assert torch.equal(told[:, :5], x)
+    for group in range(3):
+        rows = slice(4 * group, 4 * group + 4)
+        expected = x[rows].std(dim=0, correction=0).mean()
+        torch.testing.assert_close(told[rows, 5], expected.expand(4, *shape[2:]), rtol=1e-6, atol=0)
+
+
+def test_minibatch_stddev_of_real_images_does_not_depend_on_the_fakes_beside_them() -> None:
+    layer, real, fake = MinibatchStddev(4), torch.randn(8, 5), torch.randn(8, 5)
+    assert torch.equal(layer(torch.cat([real, fake]))[:8], layer(real))
+    assert not torch.allclose(layer(torch.cat([real.roll(1, dims=0), fake]))[:8], layer(real).roll(1, dims=0))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_minibatch_stddev_takes_what_is_left_of_a_batch_as_a_group(count: int) -> None:
+    x = torch.randn(count, 5)
+    whole = count - count % 4
+    expected = [MinibatchStddev(size)(rows) for rows, size in ((x[:whole], 4), (x[whole:], count % 4)) if len(rows)]
+    torch.testing.assert_close(MinibatchStddev(4)(x), torch.cat(expected), rtol=0, atol=0)
+
+
+def test_images_that_are_all_alike_have_a_gradient() -> None:
+    x = torch.ones(4, 5, requires_grad=True)
+    told = MinibatchStddev(4)(x)
+    assert told[:, 5].max() < 1e-3
+    told[:, 5].sum().backward()
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_minibatch_stddev_is_what_the_last_layer_is_told(network: str) -> None:
+    plain, told = (build_networks(Settings(**NETWORKS[network], minibatch_stddev=size))[1] for size in (0, 4))
+    assert MinibatchStddev not in kinds(plain)
+    position = kinds(told).index(MinibatchStddev)
+    last = next(module for module in told.net[position:] if isinstance(module, nn.Linear | nn.Conv2d))
+    assert (
+        last.weight.shape[1] == 1 + next(m for m in reversed(plain.net) if isinstance(m, nn.Linear | nn.Conv2d)).weight.shape[1]
+    )
+    assert told.logits(torch.randn(8, *NETWORKS[network]["image_shape"])).shape == (8, 1)
+
+
+# Many networks as one -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"minibatch_stddev": 2}, {"g_norm": "none", "d_norm": "layer", "d_norm_first": True}])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_are_run_side_by_side_by_vmap_as_each_by_itself(network: str, changes: dict[str, Any]) -> None:
+    settings = Settings(**{**NETWORKS[network], "initialization": "he", **changes})
+    pairs = [[member.double() for member in build_networks(settings)] for _ in range(3)]
+    shapes = [(settings.latent_dim,), settings.image_shape]
+    for members, shape in zip(zip(*pairs, strict=True), shapes, strict=True):
+        weights, buffers = stack_module_state([*members])
+        batch = torch.randn(8, 3, *shape, dtype=torch.float64)  # (N, runs, ...)
+
+        def run(weights: dict[str, Tensor], buffers: dict[str, Tensor], rows: Tensor, member: nn.Module = members[0]) -> Tensor:
+            return functional_call(member, (weights, buffers), (rows,))
+
+        together = vmap(run, in_dims=(0, 0, 1), out_dims=1)(weights, buffers, batch)
+        for number, member in enumerate(members):
+            torch.testing.assert_close(together[:, number], member(batch[:, number]), rtol=0, atol=1e-10)
+
+
 # By name --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))
-@pytest.mark.parametrize("network", ["mlp", "conv"])
-def test_networks_of_every_norm_make_and_judge_images(network: Literal["mlp", "conv"], norm: str) -> None:
-    if (network, norm) == ("mlp", "instance"):
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_of_every_norm_make_and_judge_images(network: str, norm: str) -> None:
+    settings = Settings(**NETWORKS[network], g_norm=norm, d_norm=norm, d_dropout=0.1)
+    if network in ("mlp", "points") and norm == "instance":
         with pytest.raises(UsageError, match="instance norm needs pixels"):
-            build_networks(Settings(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.0))
+            build_networks(settings)
         return
-    generator, discriminator = build_networks(Settings(network, (3, 32, 32), 10, 4, g_norm=norm, d_norm=norm, d_dropout=0.1))
+    generator, discriminator = build_networks(settings)
     if needs_reference(discriminator):
-        set_reference(discriminator, torch.randn(VIRTUAL_REFERENCE_SIZE, 3, 32, 32))
-    made = generator(torch.randn(6, 10)).view(6, 3, 32, 32)
+        set_reference(discriminator, torch.randn(VIRTUAL_REFERENCE_SIZE, *settings.image_shape))
+    made = generator(torch.randn(6, settings.latent_dim)).view(6, *settings.image_shape)
     judged = discriminator(made)
     assert judged.shape == (6, 1)
     judged.sum().backward()
@@ -312,7 +564,7 @@ def test_networks_of_every_norm_make_and_judge_images(network: Literal["mlp", "c
 
 
 def test_unknown_names_are_refused_with_those_that_there_are() -> None:
-    with pytest.raises(UsageError, match="unknown network 'resnet'; choose from mlp, conv"):
+    with pytest.raises(UsageError, match="unknown network 'resnet'; choose from mlp, conv, pacgan, points"):
         build_networks(Settings("resnet"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="unknown norm 'bath'"):
         build_networks(Settings("mlp", (1, 28, 28), 10, 4, g_norm="bath", d_norm="batch", d_dropout=0.0))

@@ -35,6 +35,12 @@ def normalized(name: str, kind: str) -> nn.Sequential:
     return nn.Sequential(*find_norm(name, NormSettings(ghost_groups=GROUPS))(layer_of(kind)))
 
 
+def passed(net: nn.Module, x: Tensor) -> Tensor:
+    """Pass x through a net that makes the same draws each time."""
+    torch.manual_seed(1)
+    return net(x)
+
+
 CASES = [(name, kind) for name in sorted(NORMS) for kind in KINDS if (name, kind) != ("instance", "linear")]
 
 
@@ -70,7 +76,7 @@ def test_group_norm_after_a_linear_layer_pools_enough_channels_to_say_something(
 
 def pools(name: str, output: Tensor) -> Tensor:
     """Arrange an output so that the values a norm pools lie along the last dimension."""
-    if name in ("batch", "reference"):
+    if name in ("batch", "noisy", "reference"):
         return output.transpose(0, 1).flatten(1)
     if name == "ghost":
         return output.unflatten(0, (-1, GROUPS)).transpose(0, 2).flatten(2)
@@ -87,7 +93,7 @@ def pools(name: str, output: Tensor) -> Tensor:
 def test_a_norm_gives_mean_0_and_variance_1_over_what_it_pools(name: str, kind: str) -> None:
     x = inputs_of(kind)
     net = normalized(name, kind)
-    pooled, bare = pools(name, net(x)), pools(name, net[0](x))
+    pooled, bare = pools(name, net[:2](x)), pools(name, net[0](x))  # without what noisy adds behind
     mean, var = pooled.mean(dim=-1), pooled.var(dim=-1, correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
     torch.testing.assert_close(var, torch.ones_like(var), rtol=0, atol=2e-2)
@@ -165,13 +171,12 @@ def test_spectral_norm_iterates_in_training_alone() -> None:
 def test_a_bias_does_nothing_before_exactly_the_centering_norms(name: str, kind: str) -> None:
     net = normalized(name, kind).double()
     x = inputs_of(kind).double()
-    before = net(x)
     if name == "spectral":
         net.eval()  # or its next power iteration would change the output as well
-        before = net(x)
+    before = passed(net, x)
     with torch.no_grad():
         cast(Tensor, net[0].bias).add_(torch.linspace(-2, 2, CHANNELS))
-    assert torch.allclose(net(x), before, rtol=0, atol=1e-9) == (name in CENTERING)
+    assert torch.allclose(passed(net, x), before, rtol=0, atol=1e-9) == (name in CENTERING)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -181,9 +186,21 @@ def test_an_example_depends_on_its_batch_mates_with_exactly_the_coupled_norms(na
     changed = torch.cat([x[:-1], x[-1:] + 5])
     if name == "spectral":
         net.eval()
-    coupled = not torch.allclose(net(changed)[:-1], net(x)[:-1], rtol=0, atol=1e-9)
+    before, after = passed(net, x), passed(net, changed)
+    coupled = not torch.allclose(after[:-1], before[:-1], rtol=0, atol=1e-9)
     assert coupled == (name in BATCH_COUPLED)
-    assert not torch.allclose(net(changed)[-1], net(x)[-1], rtol=0, atol=1e-3)
+    assert not torch.allclose(after[-1], before[-1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noisy_norm_is_batch_norm_but_for_what_training_adds(kind: str) -> None:
+    layer, x = layer_of(kind), inputs_of(kind)
+    batch, noisy = (nn.Sequential(*find_norm(norm)(layer)) for norm in ("batch", "noisy"))
+    made = batch(x).detach()
+    noise = noisy(x).detach() - made
+    assert 0.2 < float(noise.std()) < 0.5
+    assert abs(float(made.std()) - 1) < 0.01
+    torch.testing.assert_close(noisy.eval()(x), batch.eval()(x), rtol=0, atol=1e-6)
 
 
 def test_an_unknown_norm_is_refused_with_the_list_of_norms() -> None:
@@ -194,10 +211,10 @@ def test_an_unknown_norm_is_refused_with_the_list_of_norms() -> None:
 
 @pytest.mark.parametrize("name", sorted(BATCH_COUPLED))
 def test_norms_have_the_settings_they_are_asked_for(name: str) -> None:
-    _, norm = find_norm(name, NormSettings(eps=0.2, momentum=0.3, ghost_groups=4))(nn.Linear(7, CHANNELS))
+    norm = find_norm(name, NormSettings(eps=0.2, momentum=0.3, ghost_groups=4))(nn.Linear(7, CHANNELS))[1]
     assert isinstance(norm, BatchNorm)
     assert (norm.eps, norm.momentum) == (0.2, 0.3)
-    _, norm = find_norm(name)(nn.Linear(7, CHANNELS))
+    norm = find_norm(name)(nn.Linear(7, CHANNELS))[1]
     assert isinstance(norm, BatchNorm)
     assert (norm.eps, norm.momentum) == (1e-5, 0.1)
 

@@ -15,8 +15,8 @@ from bngan.run import (
     Location,
     Start,
     check_restart,
+    check_writable,
     checkpoint_of,
-    create,
     find,
     find_own,
     new_folder,
@@ -245,12 +245,15 @@ def test_job_that_is_started_again_must_say_how_to_go_on(launcher: str, monkeypa
             check_restart(asked)
 
 
-def test_folder_that_cannot_be_made_is_told_of() -> None:
-    create(Path("a/b"))
-    create(Path("a/b"))
+def test_folder_that_cannot_be_made_is_told_of_and_one_that_can_is_not_there_yet() -> None:
+    check_writable(Path("a/b"))
+    assert not Path("a/b").exists()
+    Path("a/b").mkdir()
+    check_writable(Path("a/b"))
+    assert Path("a/b").is_dir()
     Path("occupied").write_text("a file")
     with pytest.raises(UsageError, match=r"cannot write to occupied/b: .*--trainer\.default_root_dir"):
-        create(Path("occupied/b"))
+        check_writable(Path("occupied/b"))
 
 
 # Recording --------------------------------------------------------------------------------------------------------------
@@ -258,7 +261,6 @@ def test_folder_that_cannot_be_made_is_told_of() -> None:
 
 def test_run_records_each_of_its_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path("runs/mnist/a")
-    create(folder)
     monkeypatch.setattr("sys.argv", ["bngan", "fit", "--name", "two words"])
     record(Start(folder, parent={"folder": "runs/mnist/b", "iteration": 3}, iteration=3), CPU, devices=2)
     record(Start(folder, Path("x"), iteration=9, begun=True), CPU, devices=1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bngan.errors import UsageError
-from bngan.settings import Settings, check_batch, check_settings
+from bngan.settings import Settings, check_batch, check_settings, check_update
 from tests.test_gan import tiny
 
 
@@ -32,6 +32,14 @@ def sound() -> dict[str, Any]:
         ({"r2": math.inf}, "r2 must be at least 0"),
         ({"gradient_penalty": math.nan}, "gradient_penalty must be at least 0"),
         ({"n_critic": 0}, "n_critic must be at least 1"),
+        ({"g_steps": 0}, "g_steps must be at least 1"),
+        ({"pack": 0}, "pack must be at least 1"),
+        ({"g_depth": 0}, "g_depth must be at least 1"),
+        ({"minibatch_stddev": 1}, "minibatch_stddev must be 0 or at least 2, got 1"),
+        ({"minibatch_stddev": -4}, "minibatch_stddev must be 0 or at least 2, got -4"),
+        ({"d_norm": "virtual", "pack": 2}, "d_norm virtual cannot be combined with pack or minibatch_stddev"),
+        ({"d_norm": "virtual", "minibatch_stddev": 4}, "d_norm virtual cannot be combined with pack or minibatch_stddev"),
+        ({"initialization": "xavier"}, "unknown initialization 'xavier'; choose from default, he"),
         ({"ghost_groups": 0}, "ghost_groups must be at least 1"),
         ({"latent_dim": 0}, "latent_dim must be at least 1"),
         ({"beta1": 1.0}, r"beta1 must be in \[0, 1\)"),
@@ -46,7 +54,7 @@ def sound() -> dict[str, Any]:
         ({"eval_statistics": "moving"}, "unknown eval_statistics 'moving'; choose from running, batch, precise"),
         *(
             ({"d_norm": norm, penalty: 0.1}, f"d_norm '{norm}' cannot be combined with r1, r2 or gradient_penalty")
-            for norm in ("batch", "reference", "ghost")
+            for norm in ("batch", "reference", "ghost", "noisy")
             for penalty in ("r1", "r2", "gradient_penalty")
         ),
     ],
@@ -66,6 +74,9 @@ def test_settings_without_meaning_are_refused(settings: dict[str, Any], answer: 
         {"lr_decay_start": 0.0, "instance_noise": 0.0},
         {"d_norm": "layer", "r1": 0.1, "r2": 0.1, "gradient_penalty": 0.1},
         {"g_norm": "batch", "d_norm": "virtual", "r1": 0.1},
+        {"g_norm": "virtual", "pack": 2, "minibatch_stddev": 2},
+        {"g_depth": 1, "g_steps": 2, "initialization": "he", "d_norm_first": False},
+        {"d_norm": "batch", "r1": 0.1, "r2": 0.1, "gradient_penalty": 0.1, "allow_batch_coupled_penalty": True},
     ],
 )
 def test_settings_at_the_ends_of_their_ranges_are_taken(settings: dict[str, Any], sound: dict[str, Any]) -> None:
@@ -102,3 +113,60 @@ def test_batches_that_batch_norm_cannot_be_trained_on_are_refused(
 ) -> None:
     with answering(answer):
         check_batch(size, ranks, groups, synchronized=synchronized)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "ranks", "answer"),
+    [
+        ({}, 2, 1, None),
+        ({}, 1, 1, "batch norm needs at least 2 images at a time on each device, and here has 1"),
+        ({"g_norm": "layer", "d_norm": "none"}, 1, 1, None),
+        ({"d_norm": "none", "pack": 3}, 6, 1, None),
+        (
+            {"g_norm": "none", "d_norm": "none", "pack": 3},
+            8,
+            1,
+            "--data.batch_size 8 must be a multiple of 3, for --model.pack 3",
+        ),
+        ({"pack": 2}, 6, 2, "--data.batch_size 6 must be a multiple of 4, for --model.pack 2 on 2 devices"),
+        ({"pack": 2}, 8, 2, None),
+        # D has a row for a pack, and G for an image.
+        (
+            {"g_norm": "none", "pack": 2},
+            2,
+            1,
+            "batch norm needs at least 2 packs of 2 images at a time on each device, and here has 1",
+        ),
+        ({"d_norm": "none", "pack": 2}, 2, 1, None),
+        ({"d_norm": "ghost", "ghost_groups": 4, "pack": 2}, 8, 1, "and here has 1: raise --data.batch_size or lower"),
+        ({"d_norm": "ghost", "ghost_groups": 4, "pack": 2}, 12, 1, "ghost_groups 4 must divide the 6 packs of 2 images"),
+        ({"g_norm": "ghost", "ghost_groups": 4, "pack": 2}, 8, 1, None),
+        ({"g_norm": "none", "d_norm": "none", "minibatch_stddev": 4}, 12, 1, None),
+        (
+            {"g_norm": "none", "d_norm": "none", "minibatch_stddev": 4},
+            12,
+            2,
+            "4 must divide the 6 images that each of 2 devices has",
+        ),
+        (
+            {"minibatch_stddev": 4, "pack": 2},
+            12,
+            1,
+            "minibatch_stddev 4 must divide the 6 packs of 2 images that each of 1 devices",
+        ),
+        ({"minibatch_stddev": 3, "pack": 2}, 12, 1, None),
+    ],
+)
+def test_updates_that_cannot_be_packed_grouped_and_normalized_are_refused(
+    settings: dict[str, Any], size: int, ranks: int, answer: str | None, sound: dict[str, Any]
+) -> None:
+    with answering(answer):
+        check_update(Settings(**{**sound, **settings}), size, ranks, synchronized=True)
+
+
+def test_settings_of_a_checkpoint_from_before_mean_what_they_did(sound: dict[str, Any]) -> None:
+    new = {"g_depth", "initialization", "d_norm_first", "minibatch_stddev", "pack", "allow_batch_coupled_penalty", "g_steps"}
+    assert new < sound.keys()
+    before = Settings(**{name: value for name, value in sound.items() if name not in new})
+    assert before == Settings(**sound)
+    assert before != Settings(**{**sound, "pack": 2})

@@ -105,8 +105,8 @@ class ReferenceBatchNorm(nn.Module):
         self.num_batches_tracked.add_(1)
         momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
         # running = (1 - momentum) running + momentum batch
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), momentum)
+        self.running_mean.add_(momentum * (mean.to(self.running_mean.dtype) - self.running_mean))
+        self.running_var.add_(momentum * ((var * (count / (count - 1))).to(self.running_var.dtype) - self.running_var))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, synchronized={self.synchronized}"
@@ -196,6 +196,39 @@ class VirtualBatchNorm(nn.Module):
         return f"{self.num_features}, reference_size={self.reference_size}, eps={self.eps}"
 
 
+class CovariateShift(nn.Module):
+    """Noise behind a batch norm that undoes the distribution it has just made (Santurkar et al. 2018, appendix A.2.1).
+
+    y = s z + m. Each pass draws mu ~ U(-0.5, 0.5) and sigma ~ U(1, 1.25) for each channel; of them each value has its own
+    m ~ U(mu - 0.1, mu + 0.1) and s ~ N(sigma, 0.1), pixels being part of the batch. So all that passes together, such as a
+    joint batch of real and fake images, is shifted alike on average, and each rank's rows by themselves. As in dropout, torch's
+    own generator draws, and in evaluation nothing is changed, whichever statistics normalize.
+
+    Args:
+        shift: largest mean of m over a pass.
+        scale: largest mean of s over a pass; the smallest is 1.
+        spread: half the width of m's distribution within a pass, and the standard deviation of s's.
+    """
+
+    def __init__(self, shift: float = 0.5, scale: float = 1.25, spread: float = 0.1) -> None:
+        super().__init__()
+        self.shift, self.scale, self.spread = shift, scale, spread
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Perturb z (N, C, ...) in training."""
+        if not self.training:
+            return z
+        channels = (1, z.shape[1], *[1] * (z.ndim - 2))
+        mu = self.shift * _uniform(torch.rand(channels, dtype=z.dtype, device=z.device))
+        sigma = 1 + (self.scale - 1) * torch.rand(channels, dtype=z.dtype, device=z.device)
+        m = mu + self.spread * _uniform(torch.rand_like(z))
+        s = sigma + self.spread * torch.randn_like(z)
+        return s * z + m
+
+    def extra_repr(self) -> str:
+        return f"shift={self.shift}, scale={self.scale}, spread={self.spread}"
+
+
 TorchBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 BatchNorm = TorchBatchNorm | ReferenceBatchNorm
 
@@ -279,6 +312,11 @@ def _group_of_one(world: ProcessGroup | None) -> ProcessGroup:
     group_of_one = new_group([rank()], use_local_synchronization=True)
     assert isinstance(group_of_one, ProcessGroup)  # of which this rank is a member
     return group_of_one
+
+
+def _uniform(draws: Tensor) -> Tensor:
+    """Map draws from U(0, 1) to U(-1, 1)."""
+    return 2 * draws - 1
 
 
 def _reduced(z: Tensor) -> tuple[int, ...]:

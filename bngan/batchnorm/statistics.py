@@ -1,6 +1,6 @@
 """Which statistics normalize, and where they come from: frozen, recorded, precise, and those of evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +115,55 @@ def set_precise_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None
         count = sum(batch.count for batch in seen[name])
         running_mean.copy_(means.mean(dim=0))
         running_var.copy_(pooled * count / (count - 1))
+
+
+class AlsoRunning:
+    """Running statistics of another momentum beside a network's own: neither normalize in training, so one has both.
+
+    They come from the network's own: where r moves to (1 - m) r + m b by a batch of statistics b, b is r + (its move) / m
+    (Ioffe & Szegedy 2015, section 3.1). A network whose weights are stacked (R, ...) has them stacked, too.
+
+    Args:
+        network: the network that is trained, as it starts.
+        momentum: weight of the new batch.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float) -> None:
+        self.momentum = momentum
+        self._layers = [layer for _, layer in batch_norm_layers(network)]
+        self.statistics = [buffer.clone() for layer in self._layers for buffer in running_statistics(layer)]
+
+    def following(self, call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return a call of the network in training mode that moves these statistics, too."""
+
+        def call_and_follow(batch: Tensor) -> Tensor:
+            before = [[buffer.clone() for buffer in running_statistics(layer)] for layer in self._layers]
+            output = call(batch)
+            self._follow(before)
+            return output
+
+        return call_and_follow
+
+    @torch.no_grad()
+    def _follow(self, before: list[list[Tensor]]) -> None:
+        kept = iter(self.statistics)
+        for layer, buffers in zip(self._layers, before, strict=True):
+            assert layer.momentum is not None
+            for old, new in zip(buffers, running_statistics(layer), strict=True):
+                next(kept).lerp_(old + (new - old) / layer.momentum, self.momentum)
+
+    @contextmanager
+    def within(self, network: nn.Module, run: int | None = None) -> Iterator[None]:
+        """Within the block a network of that structure, such as an average, has these statistics; of many, those of a run."""
+        buffers = [buffer for _, layer in batch_norm_layers(network) for buffer in running_statistics(layer)]
+        before = [buffer.clone() for buffer in buffers]
+        for buffer, value in zip(buffers, self.statistics, strict=True):
+            buffer.copy_(value if run is None else value[run])
+        try:
+            yield
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from bngan.batching import BATCHINGS
+from bngan.batching import BATCHINGS, pack
 from bngan.batchnorm.diagnostics import batch_dependence, kl_floor, kl_to_running, shift_blindness
 from bngan.batchnorm.layers import BatchNorm, batch_norm_layers, running_statistics
 from bngan.batchnorm.statistics import BatchStatistics, evaluation_statistics, recorded_statistics
@@ -96,7 +96,7 @@ class BatchNormStatistics(Callback):
     def _probe(self, gan: GAN, real_images: Tensor, batch_size: int) -> None:
         """Log how blind D is on real images (N, C, H, W), the same on every rank, so that their number does not matter."""
         real_images = real_images.to(next(gan.parameters())) + gan.draw_instance_noise(len(real_images), 0)
-        coupled = any(batch_norm_layers(gan.discriminator))
+        coupled, size = any(batch_norm_layers(gan.discriminator)), gan.settings.pack  # what D judges as one
 
         def fakes(batch: int) -> Tensor:
             return gan.generate(gan.sample_latents(batch * batch_size, (batch + 1) * batch_size))
@@ -105,13 +105,18 @@ class BatchNormStatistics(Callback):
             return gan.draw_instance_noise(batch_size, 1, batch)
 
         with evaluation_statistics(gan, "batch"):
-            batches = [(real, fakes(batch), noise(batch)) for batch, real in enumerate(real_images.split(batch_size))]
+            split = enumerate(real_images.split(batch_size))
+            batches = [[pack(images, size) for images in (real, fakes(batch), noise(batch))] for batch, real in split]
             for batching in BATCHINGS:
                 blindness = [shift_blindness(gan.logits, real, fake, batching, added) for real, fake, added in batches]
                 values = {"bn/d_shift_blindness": torch.stack(blindness).mean()}
                 if coupled:  # else it is 0
                     values["bn/d_batch_dependence"] = batch_dependence(
-                        gan.logits, real_images, lambda batch: fakes(batch) + noise(batch), batching, batch_size
+                        gan.logits,
+                        pack(real_images, size),
+                        lambda batch: pack(fakes(batch) + noise(batch), size),
+                        batching,
+                        batch_size // size,
                     )
                 for tag, value in values.items():
                     gan.log(f"{tag}/{batching}", value, batch_size=1)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -20,6 +21,7 @@ Background = tuple[int, ...]  # red, green, blue, 0..255
 
 # Pillow knows these too: films, programs for a printer, and formats of which it has no reader.
 NO_PICTURES = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "MPEG", "WMF"}
+UNSIGNED, SIGNED, FLOATING = 1, 2, 3  # a TIFF's kinds of numbers (TIFF 6.0, SampleFormat)
 
 
 class Range(NamedTuple):
@@ -62,8 +64,9 @@ def look(path: str, background: Background) -> Traits:
         UsageError: with the path and what is wrong, if it cannot be read or has pixels that are no numbers.
     """
     with _opened(path) as picture:
+        _check_numbers(picture)
         if picture.mode[0] in "IF":
-            pixels = np.asarray(picture)
+            pixels = _deep_pixels(picture)
             if not np.isfinite(pixels).all():
                 raise ValueError("some pixels are NaN or infinite")
             extremes = float(pixels.min()), float(pixels.max())
@@ -162,9 +165,35 @@ def _has_grey_palette(picture: Image.Image) -> bool:
     return bool((palette == palette[:, :1]).all())
 
 
+def _check_numbers(picture: Image.Image) -> None:
+    """Refuse what Pillow takes for other numbers: -1 of signed bytes for 255, and white of floating-point numbers for black."""
+    bits, kind, white_is_zero = _numbers(picture)
+    if (bits, kind) == (8, SIGNED):
+        raise ValueError("signed numbers of 8 bits; save it with unsigned ones")
+    if white_is_zero and kind == FLOATING:
+        raise ValueError("floating-point numbers, of which 0 is white; save it with 0 as black")
+
+
+def _numbers(picture: Image.Image) -> tuple[int, int, bool]:
+    """Return the bits of a TIFF's numbers, their kind, and whether 0 is white; what any other picture has needs no care."""
+    if not isinstance(picture, TiffImageFile):
+        return 8, UNSIGNED, False
+    tags = picture.tag_v2
+    return tags.get(BITSPERSAMPLE, (1,))[0], tags.get(SAMPLEFORMAT, (UNSIGNED,))[0], tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _deep_pixels(picture: Image.Image) -> np.ndarray:
+    """Return a deep picture's numbers (H, W) as its file means them: Pillow reads 32 bits as signed, and 0 as black."""
+    pixels = np.asarray(picture)
+    bits, kind, white_is_zero = _numbers(picture)
+    if (bits, kind) == (32, UNSIGNED):
+        pixels = pixels.astype(np.int64) % 2**32
+    return 2**bits - 1 - pixels.astype(np.int64) if white_is_zero else pixels
+
+
 def _eight_bit(picture: Image.Image, span: Range) -> Image.Image:
     """Scale a deep picture to 0..255; Pillow's own conversion would turn every value above 255 of 65535 white."""
-    pixels = np.asarray(picture)
+    pixels = _deep_pixels(picture)
     fraction = (pixels.astype(np.float32) - span.black) / (span.above_white - span.black)
     grey = Image.fromarray((fraction * 256).clip(0, 255).astype(np.uint8))
     if (transparent := picture.info.get("transparency")) is not None:

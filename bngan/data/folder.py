@@ -24,26 +24,56 @@ def find(folder: Path) -> tuple[list[str], list[int], int]:
     """Return the paths of a folder's and its subfolders' pictures, those to train with first, the number of each one's class,
     0 where there are none, and how many there are to train with; and say what is made of them.
 
-    Where there are subfolders train and val, say, they tell what is held out. Else each file's name tells, so that the others
-    stay where they are when pictures are added. Where all pictures lie in subfolders, each of these is a class.
+    Where there are subfolders train and val, say, or such in each class, they tell what is held out. Else each file's name
+    tells, so that the others stay where they are when pictures are added. Where all pictures lie in subfolders, each of these
+    is a class.
 
     Raises:
-        UsageError: if there are fewer than two pictures, or a folder cannot be read.
+        UsageError: if there are fewer than two pictures, a folder cannot be read, or it holds the parts of two data sets.
     """
     names = _pictures(folder)
     paths = _without_common_folder([name.split("/") for name in names])
-    tops = [path[0] if len(path) > 1 else "" for path in paths]
-    training, held_out = (Counter(top for top in tops if top.lower() in kind) for kind in (TRAINING_FOLDERS, HELD_OUT_FOLDERS))
-    if split := bool(training and held_out):
-        beside = len(paths) - training.total() - held_out.total()
-        left_out = f"; {beside} beside these folders are left out" if beside else ""
-        print0(f"Pictures to train with: {_listed(training)}; held out: {_listed(held_out)}{left_out}")
-        first, second = ([row for row, top in enumerate(tops) if top in part] for part in (training, held_out))
-    else:
+    _refuse_two_data_sets(folder, {path[0] for path in paths if len(path) > 1})
+    depth = _depth_of_parts(paths)
+    if depth is None:
         first, second = _divided(names)
+    else:
+        first, second = _parts(paths, depth)
+        paths = [path[:depth] + path[depth + 1 :] for path in paths]
     rows = [*first, *second]
-    labels = _labels([paths[row][split:] for row in rows], len(first) if split else 0)
+    labels = _labels([paths[row] for row in rows], 0 if depth is None else len(first))
     return [str(folder / names[row]) for row in rows], labels, len(first)
+
+
+def _refuse_two_data_sets(folder: Path, names: set[str]) -> None:
+    """Refuse trainA, trainB, testA and testB, of which each letter is a data set of its own (Zhu et al. 2017, CycleGAN)."""
+    lettered = {name for name in names if name.endswith(("A", "B"))}
+    parts = [{name for name in lettered if name[:-1].lower() in kind} for kind in (TRAINING_FOLDERS, HELD_OUT_FOLDERS)]
+    if all(parts):
+        found = ", ".join(sorted(set.union(*parts)))
+        raise UsageError(f"{folder} holds {found}, the parts of two data sets; put those of one into folders train and test")
+
+
+def _depth_of_parts(paths: list[list[str]]) -> int | None:
+    """Return how deep folders train and val, say, lie: 0 at the top, 1 in each class; None where there are none."""
+    for depth in (0, 1):
+        names = {path[depth].lower() for path in paths if len(path) > depth + 1}
+        if names & TRAINING_FOLDERS and names & HELD_OUT_FOLDERS:
+            return depth
+    return None
+
+
+def _parts(paths: list[list[str]], depth: int) -> tuple[list[int], list[int]]:
+    """Return the rows in the folders to train with and in those that are held out, which lie so deep; and say which."""
+    folders = [path[depth] if len(path) > depth + 1 else "" for path in paths]
+    training, held_out = (
+        Counter(name for name in folders if name.lower() in kind) for kind in (TRAINING_FOLDERS, HELD_OUT_FOLDERS)
+    )
+    beside = len(paths) - training.total() - held_out.total()
+    left_out = f"; {beside} beside these folders are left out" if beside else ""
+    print0(f"Pictures to train with: {_listed(training)}; held out: {_listed(held_out)}{left_out}")
+    first, second = ([row for row, name in enumerate(folders) if name in part] for part in (training, held_out))
+    return first, second
 
 
 def _pictures(folder: Path) -> list[str]:

@@ -227,9 +227,12 @@ class ImageDataModule(LightningDataModule):
 
 def _rgb(background: str) -> tuple[int, ...]:
     try:
-        return ImageColor.getrgb(background)[:3]
+        colour = ImageColor.getrgb(background)
     except ValueError as error:
         raise UsageError(f"background must be a colour such as white, black or #808080, got {background!r}") from error
+    if len(colour) > 3:
+        raise UsageError(f"background must be opaque, got {background!r}; leave out how transparent it is, as in #808080")
+    return colour
 
 
 def _resized(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bngan.batching import discriminate
 from bngan.batchnorm.layers import (
     BatchNorm,
+    CovariateShift,
     GhostBatchNorm,
     ReferenceBatchNorm,
     VirtualBatchNorm,
@@ -21,6 +22,7 @@ from bngan.batchnorm.layers import (
     normalize,
     synchronize,
 )
+from bngan.batchnorm.statistics import EVAL_STATISTICS, evaluation_statistics
 
 CHANNELS = 5
 SHAPES = [pytest.param((16, CHANNELS), id="1d"), pytest.param((8, CHANNELS, 3, 4), id="2d")]
@@ -507,3 +509,54 @@ def test_virtual_norm_keeps_its_digits_where_the_mean_is_far_from_zero(shape: tu
     torch.testing.assert_close(layer.float()(z).double(), exact, rtol=0, atol=5e-3)
     naive_var = z.square().mean(dim=0) - z.mean(dim=0).square()
     assert not torch.allclose(naive_var.double(), z.double().var(dim=0, correction=0), rtol=0.1)
+
+
+# Santurkar's noise ----------------------------------------------------------------------------------------------------
+
+ROWS, DRAWN = 2000, 40
+
+
+def shifts(shape: tuple[int, ...], passes: int = DRAWN) -> tuple[Tensor, Tensor]:
+    """Return what is added to 0 and, beside that, what 1 is multiplied by, (passes, *shape) each."""
+    torch.manual_seed(0)
+    layer, added, scaled = CovariateShift(), [], []
+    for number in range(passes):
+        for z, found in ((torch.zeros(shape), added), (torch.ones(shape), scaled)):
+            torch.manual_seed(number)
+            found.append(layer(z))
+    added_values = torch.stack(added)
+    return added_values, torch.stack(scaled) - added_values
+
+
+def test_covariate_shift_draws_from_the_papers_distributions() -> None:
+    m, s = shifts((ROWS, CHANNELS))
+    mu, sigma = m.mean(dim=1), s.mean(dim=1)  # (passes, C)
+    assert mu.min() < -0.4 < 0.4 < mu.max()
+    assert sigma.min() < 1.05 < 1.2 < sigma.max()
+    assert mu.abs().max() < 0.51
+    assert 0.99 < sigma.min() < sigma.max() < 1.26
+    spread = 0.1 / 3**0.5  # of a uniform distribution
+    torch.testing.assert_close(m.std(dim=1), torch.full_like(mu, spread), rtol=0.1, atol=0)
+    torch.testing.assert_close(s.std(dim=1), torch.full_like(sigma, 0.1), rtol=0.1, atol=0)
+    assert (m - mu.unsqueeze(1)).abs().max() < 0.11  # bounded, as s is not
+    assert (s - sigma.unsqueeze(1)).abs().max() > 0.3
+
+
+def test_covariate_shift_differs_between_channels_passes_and_values_but_is_one_over_pixels() -> None:
+    m, _ = shifts((50, CHANNELS, 8, 8), passes=8)
+    means = m.mean(dim=(1, 3, 4))  # (passes, C)
+    assert means.std(dim=0).min() > 0.1
+    assert means.std(dim=1).min() > 0.1
+    within = m - m.mean(dim=(1, 3, 4), keepdim=True)
+    assert within.mean(dim=(1, 2)).abs().max() < 0.02  # a pixel has no mean of its own
+    assert within.mean(dim=(2, 3, 4)).abs().max() < 0.02  # nor has an image
+    assert within.std(dim=(0, 1)).min() > 0.05
+
+
+def test_covariate_shift_is_off_in_evaluation_whichever_statistics_normalize() -> None:
+    net = nn.Sequential(ReferenceBatchNorm(CHANNELS), CovariateShift())
+    z = torch.randn(64, CHANNELS)
+    assert not torch.equal(net(z), net(z))
+    for statistics in EVAL_STATISTICS:
+        with evaluation_statistics(net, statistics, batches=[z]):
+            assert torch.equal(net(z), net[0](z))

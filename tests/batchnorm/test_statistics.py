@@ -1,5 +1,6 @@
 """Which statistics normalize: frozen, recorded, precise, and those of evaluation."""
 
+import copy
 import pickle
 from functools import partial
 
@@ -17,6 +18,7 @@ from bngan.batchnorm.layers import (
 )
 from bngan.batchnorm.statistics import (
     EVAL_STATISTICS,
+    AlsoRunning,
     EvalStatistics,
     evaluation_statistics,
     frozen_statistics,
@@ -383,3 +385,26 @@ def test_evaluation_waits_for_no_other_rank(statistics: EvalStatistics, monkeypa
         net(given[0])
     with pytest.raises(TimeoutError):
         net(given[0])
+
+
+# Of another momentum --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.3, 1.0])
+def test_statistics_of_another_momentum_are_those_of_a_network_that_has_it(momentum: float) -> None:
+    torch.manual_seed(0)
+    one = network()
+    other, plain = copy.deepcopy(one), copy.deepcopy(one)
+    for _, layer in batch_norm_layers(other):
+        layer.momentum = momentum
+    also = AlsoRunning(one, momentum)
+    follow = also.following(one)
+    for batch in torch.randn(5, 16, 6, dtype=torch.float64) * 3 + 1:
+        assert_equal(follow(batch), plain(batch))
+        other(batch)
+    before, images = state(one), torch.randn(4, 6, dtype=torch.float64)
+    assert_equal(before, state(plain))
+    with also.within(one):
+        assert_close(one.eval()(images), other.eval()(images))
+    assert_equal(state(one), before)
+    assert apart(one(images), other(images))

@@ -262,6 +262,12 @@ def test_ghost_norms_groups_divide_what_is_looked_at(batching: Batching, tmp_pat
     assert all(0 < found[tag] <= 1 for tag in TAGS)
 
 
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_d_of_packs_is_looked_at_with_packs(batching: Batching, tmp_path: Path) -> None:
+    found = looked_at(tmp_path, tiny(pack=4, batching=batching), held_out(tmp_path / "pictures", count=83))
+    assert all(0 < found[tag] <= 1 for tag in TAGS)
+
+
 def test_d_is_looked_at_with_the_images_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches of that size, with the noise of the last iteration, fakes normalized by their own batch and never twice."""
     data, gan = held_out(tmp_path / "pictures", count=83), tiny(instance_noise=2.0, g_norm="batch")

@@ -167,6 +167,44 @@ def test_deep_pictures_are_scaled_by_the_range_of_their_pixels(pixels: np.ndarra
     assert np.abs(decoded(path)[0].numpy() - shades).max() <= 1
 
 
+def tiff(pixels: np.ndarray, *, white_is_zero: bool) -> bytes:
+    """Return the smallest file of pixels (H, W), of kinds that Pillow does not write (TIFF 6.0, section 2)."""
+    height, width = pixels.shape
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    values = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: 0 if white_is_zero else 1}
+    values |= {273: 8 + 2 + 9 * 12 + 4, 278: height, 279: pixels.nbytes, 339: kind}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4) + pixels.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "step", "white_is_zero"), [(np.uint16, 1040, False), (np.uint16, 1040, True), (np.uint32, 2**26, False)]
+)
+def test_deep_pictures_are_as_light_as_their_file_says(
+    dtype: type[np.generic], step: int, white_is_zero: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff((RAMP * step).astype(dtype), white_is_zero=white_is_zero))
+    shades = RAMP * step / 2 ** (8 * np.dtype(dtype).itemsize - 8)
+    expected = 255 - shades if white_is_zero else shades
+    assert np.abs(decoded(path)[0].numpy() - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white_is_zero", "complaint"),
+    [(np.int8, False, "signed numbers of 8 bits"), (np.float32, True, "floating-point numbers, of which 0 is white")],
+)
+def test_numbers_that_would_be_read_as_others_are_refused(
+    dtype: type[np.generic], white_is_zero: bool, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(RAMP.astype(dtype), white_is_zero=white_is_zero))
+    with pytest.raises(UsageError, match=rf"a.tif \({complaint}; save it with"):
+        look(str(path), WHITE)
+    path.write_bytes(tiff(RAMP.astype(np.uint8), white_is_zero=False))
+    assert decoded(path)[0].tolist() == RAMP.tolist()
+
+
 def test_deep_pictures_share_one_range() -> None:
     assert common_range("I", [(0, 100), (7, 4000)]) == Range(0, 4096)
     assert common_range("I", [(0, 100), (-1, 4000)]) == Range(-1, 4000)

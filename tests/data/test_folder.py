@@ -169,6 +169,26 @@ def test_classes_of_both_parts_have_the_same_numbers(tmp_path: Path, capsys: pyt
     assert parts(tmp_path) == (train, {"test/beside.png": 0, "test/dog/d.png": 0, "test/emu/e.png": 0})
 
 
+def test_parts_may_lie_within_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, ["cat/train/a.png", "cat/val/b.png", "dog/Train/c.png", "dog/test/deep/d.png"])
+    found = ({"cat/train/a.png": 0, "dog/Train/c.png": 1}, {"cat/val/b.png": 0, "dog/test/deep/d.png": 1})
+    assert parts(tmp_path) == found
+    said = "Pictures to train with: 1 train, 1 Train; held out: 1 val, 1 test"
+    assert capsys.readouterr().out == f"{said}\n2 classes: 2 cat, 2 dog\n"
+    fill(tmp_path, ["cat/beside.png", "emu/e.png", "loose.png"])
+    assert parts(tmp_path) == found
+    assert f"{said}; 3 beside these folders are left out\n" in capsys.readouterr().out
+
+
+def test_parts_of_two_data_sets_are_refused(tmp_path: Path) -> None:
+    names = [f"{part}/{number}.png" for part in ("trainA", "trainB", "valA") for number in range(3)]
+    fill(tmp_path / "both", names)
+    with pytest.raises(UsageError, match="holds trainA, trainB, valA, the parts of two data sets; put those of one into"):
+        find(tmp_path / "both")
+    fill(tmp_path / "classes", [*names[:6], "testa/a.png"])  # of which none is held out
+    assert set(everything(tmp_path / "classes").values()) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("above", ["one/", "one/two/"])
 def test_a_folder_around_all_pictures_is_no_class(above: str, tmp_path: Path) -> None:
     """As archives have them."""

@@ -80,6 +80,7 @@ def test_image_size_resizes_a_named_data_set(mnist_root: Path, monkeypatch: pyte
         ({"on_damaged": "skip"}, "--data.background and --data.on_damaged are for --data.name folder; leave them out"),
         ({"background": "blau"}, "background must be a colour such as white, black or #808080, got 'blau'"),
         ({"background": ""}, "background must be a colour such as white, black or #808080, got ''"),
+        ({"background": "#fff8"}, "background must be opaque, got '#fff8'; leave out how transparent it is, as in #808080"),
         ({"on_damaged": "ignore"}, "on_damaged must be refuse or skip, got 'ignore'"),
     ],
 )

@@ -13,14 +13,14 @@ from bngan import GAN
 
 
 class StopAfter(Callback):
-    """Sends this process SIGTERM after an iteration."""
+    """Sends this process a signal after an iteration."""
 
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
+    def __init__(self, iteration: int, signum: int = signal.SIGTERM.value) -> None:
+        self.iteration, self.signum = iteration, signum
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GAN, outputs: object, batch: object, batch_idx: int) -> None:
         if trainer.global_step == self.iteration:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signum)
 
 
 class StopInValidation(Callback):

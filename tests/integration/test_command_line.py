@@ -285,30 +285,37 @@ def test_measuring_leaves_training_as_it_is(mnist_root: Path, tmp_path: Path, mo
     assert not torch.equal(measured["generator.net.0.weight"], other["generator.net.0.weight"])
 
 
-def test_ranks_plot_and_measure_what_one_process_does(train: Command, mnist_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_plot_and_measure_what_one_process_does(
+    devices: int, train: Command, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By every scalar of TensorBoard, with numbers of held-out images and of samples that ranks cannot share equally."""
+    measuring = ("--metrics.num_samples=203", "--metrics.chunk=70", "--data.eval_batch_size=333")
+    common = ("fit", *QUICK, *INTERVALS, *measuring, "--trainer.precision=64-true", f"--data.root={mnist_root}")
 
-    def scalars(devices: int) -> dict[str, list[tuple[int, float]]]:
-        settings = (f"--trainer.devices={devices}", "--trainer.precision=64-true", f"--trainer.default_root_dir={devices}")
-        measuring = ("--metrics.num_samples=203", "--metrics.chunk=70", "--data.eval_batch_size=333")
-        done = train("fit", *QUICK, *INTERVALS, *settings, *measuring, f"--data.root={mnist_root}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert ("all devices' images together" in done.stdout) == (devices > 1)
-        folder = only_run(tmp_path / str(devices))
+    def scalars(root: Path) -> dict[str, list[tuple[int, float]]]:
+        folder = only_run(root)
+        content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert int(content["state_dict"]["iteration"]) == 10
+        assert int(content["state_dict"]["normalized_together"]) == 128
         assert json.loads((folder / "quality.json").read_text())["value"]["fid"] > 1
         plots = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         return {tag: [(point.step, point.value) for point in plots.Scalars(tag)] for tag in plots.Tags()["scalars"]}
 
-    alone = scalars(1)
+    said = "all devices' images together"
+    assert main([*common, "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path / 'alone'}"]) == 0
+    assert said not in capsys.readouterr().out
+    done = train(*common, f"--trainer.devices={devices}", "--trainer.default_root_dir=together", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert f"over {devices} x cpu" in done.stdout
+    alone, together = scalars(tmp_path / "alone"), scalars(tmp_path / "together")
     expected = {"val/d_loss", "val/fid", "bn/d_batch_dependence", "bn/discriminator.net.1/kl_to_running", "train/d_grad_norm"}
-    assert expected <= alone.keys()
-    for devices in (2, 4):
-        together = scalars(devices)
-        assert together.keys() == alone.keys()
-        for tag, points in alone.items():
-            assert [step for step, _ in together[tag]] == [step for step, _ in points]
-            values = [value for _, value in points]
-            assert [value for _, value in together[tag]] == pytest.approx(values, rel=1e-6, abs=1e-6), (devices, tag)
+    assert expected <= alone.keys() == together.keys()
+    for tag, points in alone.items():
+        assert [step for step, _ in together[tag]] == [step for step, _ in points]
+        values = [value for _, value in points]
+        assert [value for _, value in together[tag]] == pytest.approx(values, rel=1e-6, abs=1e-6), tag
 
 
 def test_pictures_of_ones_own_train_on_the_first_try(train: Command, tmp_path: Path) -> None:
@@ -341,15 +348,6 @@ def test_run_without_a_logger_keeps_its_folder(mnist_root: Path, tmp_path: Path,
     assert (folder / "samples" / "iteration-000010.png").exists()
     assert (folder / "config.yaml").exists()
     assert not list(folder.glob("events*"))
-
-
-def test_two_processes_train_together(train: Command, mnist_root: Path, tmp_path: Path) -> None:
-    settings = ("--trainer.devices=2", "--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=1")
-    done = train("fit", *QUICK, *settings, f"--data.root={mnist_root}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "over 2 x cpu" in done.stdout
-    last = torch.load(only_run(tmp_path / "runs") / "checkpoints" / "last.ckpt", weights_only=True)
-    assert int(last["state_dict"]["iteration"]) == 10
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(

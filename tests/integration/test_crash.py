@@ -42,7 +42,7 @@ def saved_iteration(folder: Path) -> int:
     return torch.load(paths[0], weights_only=True)["global_step"] if paths else 0
 
 
-@pytest.mark.parametrize("kills", [30, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(kills: int, mnist_root: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bngan.lightning_cli", "tests.integration.test_crash"])

@@ -23,6 +23,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from bngan.cli import main
 from tests.conftest import REPOSITORY, Command, only_run
 
 TRAIN = str(REPOSITORY / "scripts" / "train.py")
@@ -223,15 +224,14 @@ def assert_whole_series(root: Path, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory, train: Command) -> Callable[[int], dict[str, Tensor]]:
+def alone(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Tensor]]:
     """Return the state after a number of steps in one process without interruption."""
     known: dict[int, dict[str, Tensor]] = {}
 
     def state(steps: int) -> dict[str, Tensor]:
         if steps not in known:
             root = tmp_path_factory.mktemp("alone")
-            done = train(*fit(mnist_root, root, steps)[1:], cwd=root)
-            assert done.returncode == 0, done.stderr
+            assert main(fit(mnist_root, root, steps)[1:]) == 0
             known[steps] = final_state(root)
         return known[steps]
 

@@ -1,10 +1,7 @@
 """A run that was stopped anywhere and goes on ends as the one that was never stopped, to the last bit."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +18,7 @@ from bngan.callbacks import AtomicCheckpointIO, saving
 from bngan.cli import main
 from bngan.lightning_cli import FROZEN
 from bngan.run import run_of
-from tests.conftest import REPOSITORY, only_run
+from tests.conftest import REPOSITORY, Command, only_run
 
 # Five iterations an epoch, four epochs, two validations.
 DIGITS = (
@@ -35,13 +32,23 @@ DIGITS = (
     "--batchnorm.every_n_iterations=4",
     "--images.every_n_iterations=6",
     "--data.batch_size=16",
+    "--model.hidden_dim=32",
+    "--images.num_samples=16",
 )
 WITHOUT_VALIDATION = (*(word for word in DIGITS if "val" not in word), "--trainer.limit_val_batches=0")
 WITHIN_EPOCHS = ("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=3")
+AT_THEIR_ENDS = ("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=5")
 AFTER_EACH = ("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1")
 # Nothing depends on how long the run is to be.
 CONSTANT = ("--model.instance_noise=0", "--model.lr_decay_start=1")
 ITERATIONS = 20
+
+
+def slow(*cases: Any) -> list[Any]:
+    """Return cases of a parametrization that others, which are quick, are much like."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
+
+
 Series = dict[str, list[tuple[int, float]]]
 
 
@@ -144,13 +151,13 @@ def test_short_epochs_do_not_all_end_with_a_checkpoint_but_the_last_one_does(
     assert last(tmp_path)["global_step"] == ITERATIONS
 
 
-@pytest.mark.parametrize("iteration", [1, 4, 5, 7, 9, 10, 14, 19])
+@pytest.mark.parametrize("iteration", [1, 5, 7, 10, 19, *slow(4, 9, 14)])
 def test_stop_after_any_iteration(iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path) -> None:
     stop_and_go_on(tmp_path, mnist_root, DIGITS, iteration)
     assert_ended_alike(whole(*DIGITS), tmp_path)
 
 
-@pytest.mark.parametrize("iteration", [2, 3, 5, 8, 12])
+@pytest.mark.parametrize("iteration", [3, 5, 8, *slow(2, 12)])
 def test_stop_where_epochs_are_cut_up_by_validation(
     iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +167,11 @@ def test_stop_where_epochs_are_cut_up_by_validation(
 
 
 @pytest.mark.parametrize(
-    ("iteration", "more"), [(10, ()), (20, ()), (3, WITHIN_EPOCHS), (13, WITHIN_EPOCHS), (5, AFTER_EACH), (7, AFTER_EACH)]
+    ("iteration", "more"),
+    [
+        *((10, ()), (13, WITHIN_EPOCHS), (5, AT_THEIR_ENDS)),
+        *slow((20, ()), (3, WITHIN_EPOCHS), (5, AFTER_EACH), (7, AFTER_EACH)),
+    ],
 )
 def test_validation_that_was_cut_off_is_made_up_for(
     iteration: int, more: tuple[str, ...], whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
@@ -172,7 +183,7 @@ def test_validation_that_was_cut_off_is_made_up_for(
 def test_last_validation_is_cut_off_twice_and_made_up_for(
     whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = (*DIGITS, *AFTER_EACH)
+    settings = (*DIGITS, *AT_THEIR_ENDS)
     assert fit(tmp_path, f"--data.root={mnist_root}", *settings, *interrupted("StopInValidation", ITERATIONS)) == 143
     assert go_on(tmp_path, mnist_root, *interrupted("StopInValidation", ITERATIONS, again=True)) == 143
     capsys.readouterr()
@@ -183,11 +194,18 @@ def test_last_validation_is_cut_off_twice_and_made_up_for(
     assert "Nothing was left to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("iterations", [13, 15], ids=["within an epoch", "at its end"])
+@pytest.mark.parametrize(
+    ("iterations", "more"), [(13, WITHIN_EPOCHS), (15, AT_THEIR_ENDS)], ids=["within an epoch", "at its end"]
+)
 def test_validation_after_max_steps_that_was_cut_off_is_missing_and_said_to_be(
-    iterations: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    iterations: int,
+    more: tuple[str, ...],
+    whole: Callable[..., Path],
+    mnist_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = (*DIGITS, *AFTER_EACH, "--trainer.max_epochs=-1", f"--trainer.max_steps={iterations}")
+    settings = (*DIGITS, *more, "--trainer.max_epochs=-1", f"--trainer.max_steps={iterations}")
     assert fit(tmp_path, f"--data.root={mnist_root}", *settings, *interrupted("StopInValidation", iterations)) == 143
     assert f"stopped at iteration {iterations}, whose validation is missing; go on with" in capsys.readouterr().err
     assert go_on(tmp_path, mnist_root, "--trainer.callbacks=null") == 0
@@ -206,7 +224,7 @@ def test_stop_in_the_last_iteration_lets_a_run_end(mnist_root: Path, tmp_path: P
     assert last(tmp_path)["global_step"] == ITERATIONS
 
 
-@pytest.mark.parametrize("iteration", [3, 8, 10])
+@pytest.mark.parametrize("iteration", [8, 10, *slow(3)])
 def test_crash_after_a_validation_does_not_repeat_it(
     iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
 ) -> None:
@@ -237,7 +255,7 @@ def test_every_kind_of_state_survives(
     assert_ended_alike(whole(*DIGITS, *more), tmp_path)
 
 
-@pytest.mark.parametrize("iteration", [4, 5, 12])
+@pytest.mark.parametrize("iteration", [5, 12, *slow(4)])
 def test_run_that_counts_iterations_alone(iteration: int, whole: Callable[..., Path], mnist_root: Path, tmp_path: Path) -> None:
     settings = (*DIGITS, "--trainer.max_epochs=-1", "--trainer.max_steps=13")
     stop_and_go_on(tmp_path, mnist_root, settings, iteration)
@@ -248,7 +266,7 @@ def test_run_that_counts_iterations_alone(iteration: int, whole: Callable[..., P
     "lengths",
     [
         (("--trainer.max_epochs=-1", "--trainer.max_steps=8"), ("--trainer.max_steps=10",), ("--trainer.max_steps=20",)),
-        (("--trainer.max_epochs=1",), ("--trainer.max_epochs=4",)),
+        pytest.param((("--trainer.max_epochs=1",), ("--trainer.max_epochs=4",)), marks=pytest.mark.slow),
         (("--trainer.max_epochs=2",), ("--trainer.max_epochs=-1", "--trainer.max_steps=20")),
     ],
     ids=["by iterations", "by epochs", "by epochs, then iterations"],
@@ -271,8 +289,7 @@ def test_stopped_again_and_again(whole: Callable[..., Path], mnist_root: Path, t
     assert_ended_alike(whole(*DIGITS), tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("iteration", [2, 4, 6])
+@pytest.mark.parametrize(("workers", "iteration"), [(0, 4), (2, 4), (2, 6), *slow((0, 2), (0, 6), (2, 2))])
 def test_pictures_that_workers_read(workers: int, iteration: int, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(40):
@@ -295,35 +312,26 @@ def test_comparison_would_notice_another_run(whole: Callable[..., Path], mnist_r
         assert_ended_alike(whole(*DIGITS), tmp_path)
 
 
-def test_one_rank_goes_on_as_two_and_back(mnist_root: Path, tmp_path: Path) -> None:
-    common = (*DIGITS, *CONSTANT, f"--data.root={mnist_root}", "--trainer.precision=64-true", "--checkpoint.monitor=val/d_loss")
-
-    def fit_apart(folder: str, *settings: str) -> None:
-        command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "fit", *common, *settings]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, f"--trainer.default_root_dir={folder}"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-
-    fit_apart("whole")
-    for first in (1, 2):
-        folder = tmp_path / f"{first}-first"
-        fit_apart(folder.name, "--trainer.max_steps=7", f"--trainer.devices={first}")
-        fit_apart(folder.name, "--trainer.max_steps=-1", f"--trainer.devices={3 - first}", "--ckpt_path=last")
-        one, other = last(tmp_path / "whole"), last(folder)
-        for name, value in one["state_dict"].items():
-            torch.testing.assert_close(other["state_dict"][name], value, rtol=0, atol=1e-9)
-        for mine, theirs in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
-            for number, moments in mine["state"].items():
-                for name, value in moments.items():
-                    torch.testing.assert_close(theirs["state"][number][name], value, rtol=0, atol=1e-9)
+def test_one_rank_goes_on_as_two_and_back(train: Command, mnist_root: Path, tmp_path: Path) -> None:
+    exact = ("--trainer.precision=64-true", "--checkpoint.monitor=val/d_loss")
+    common = (*DIGITS, *CONSTANT, *exact, f"--data.root={mnist_root}")
+    folder = tmp_path / "changing"
+    assert fit(tmp_path / "whole", *common) == 0
+    assert fit(folder, *common, "--trainer.max_steps=7", "--trainer.devices=1") == 0
+    two = ("--trainer.max_steps=13", "--trainer.devices=2", "--ckpt_path=last", f"--trainer.default_root_dir={folder}")
+    done = train("fit", *common, *two, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "over 2 x cpu" in done.stdout
+    assert last(folder)["global_step"] == 13
+    assert fit(folder, *common, "--trainer.max_steps=-1", "--trainer.devices=1", "--ckpt_path=last") == 0
+    one, other = last(tmp_path / "whole"), last(folder)
+    assert one["global_step"] == other["global_step"] == ITERATIONS
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(other["state_dict"][name], value, rtol=0, atol=1e-9)
+    for mine, theirs in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
+        for number, moments in mine["state"].items():
+            for name, value in moments.items():
+                torch.testing.assert_close(theirs["state"][number][name], value, rtol=0, atol=1e-9)
 
 
 def test_older_checkpoint_begins_a_run_of_its_own(whole: Callable[..., Path], mnist_root: Path, tmp_path: Path) -> None:
@@ -451,11 +459,19 @@ def test_setting_that_decides_the_result_is_not_changed_unasked(
     assert f"which has {saved};" in answer
     assert "--override" in answer
     assert not list(tmp_path.iterdir())
-    if given == "inception":
-        return  # which would be downloaded
-    assert fit(tmp_path, *again, "--override", "--trainer.max_steps=21", "--trainer.max_epochs=5") == 0
-    group, _, setting = name.partition(".")
-    assert str(recorded(tmp_path)[group][setting]).lower() == given
+
+
+def test_settings_that_decide_the_result_are_all_changed_on_request(
+    whole: Callable[..., Path], mnist_root: Path, tmp_path: Path
+) -> None:
+    changed = {name: given for name, (given, _) in FROZEN_SETTINGS.items() if given != "inception"}  # would be downloaded
+    flags = (*(f"--{name}={given}" for name, given in changed.items()), "--trainer.max_steps=21", "--trainer.max_epochs=5")
+    again = (f"--data.root={mnist_root}", f"--ckpt_path={only_run(whole(*DIGITS))}")
+    assert fit(tmp_path, *again, *flags, "--override") == 0
+    settings = recorded(tmp_path)
+    for name, given in changed.items():
+        group, _, setting = name.partition(".")
+        assert str(settings[group][setting]).lower() == given, name
 
 
 def test_what_does_not_decide_the_result_is_changed_freely(

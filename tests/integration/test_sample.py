@@ -69,7 +69,7 @@ def test_statistics_are_no_choice_where_the_generator_has_no_batch_norm(
     assert "this generator has no batch norm, so statistics have no effect on it; leave them out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("synchronized", "together"), [(True, 32), (False, 16)])
+@pytest.mark.parametrize(("synchronized", "together"), [pytest.param(True, 32, marks=pytest.mark.slow), (False, 16)])
 def test_samples_of_two_ranks_are_normalized_in_one_process_as_they_were_in_training(
     synchronized: bool, together: int, train: Command, mnist_root: Path, tmp_path: Path
 ) -> None:

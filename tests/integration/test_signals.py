@@ -1,6 +1,7 @@
 """A run that is asked to stop stops, wherever the signal arrives, and can go on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +14,17 @@ import torch
 from PIL import Image
 
 from bngan.callbacks.saving import SIGNALS
+from bngan.cli import main
 from bngan.distributed import FIRST_PROCESS
 from tests.conftest import REPOSITORY, only_run
+
+QUIET = ("--trainer.accelerator=cpu", "--trainer.max_epochs=1000")
 
 
 def start(root: Path, cwd: Path, *settings: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command = [*prefix, sys.executable, str(REPOSITORY / "scripts" / "train.py"), "fit", f"--data.root={root}"]
-    quiet = ("--trainer.accelerator=cpu", "--trainer.max_epochs=1000")
     return subprocess.Popen(
-        [*command, *quiet, *settings],
+        [*command, *QUIET, *settings],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},  # for tests.integration.interruptions
         stdout=subprocess.PIPE,
@@ -71,16 +74,42 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+def assert_stopped_with_a_checkpoint(root: Path, errors: str) -> None:
+    """Check that the only run told once at which iteration it stopped and how it goes on, and has a checkpoint of that."""
+    run = only_run(root)
+    iteration = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    ((told, folder),) = re.findall(r"^bngan: stopped at iteration (\d+); go on with --ckpt_path (.*)$", errors, re.MULTILINE)
+    assert (int(told), Path(folder).parts[-3:]) == (iteration, run.parts[-3:])
+    assert errors.count("stopped at iteration") == 1
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_stops_a_run_with_its_status(
+    number: signal.Signals, mnist_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = ("--trainer.callbacks+=tests.integration.interruptions.StopAfter", "--trainer.callbacks.iteration=5")
+    where = (f"--data.root={mnist_root}", f"--trainer.default_root_dir={tmp_path / 'runs'}", "--metrics.num_samples=0")
+    before = signal.signal(number, signal.SIG_DFL)  # SIGHUP is ignored where the tests are run by nohup
+    try:
+        assert main(["fit", *QUIET, *where, *stop, f"--trainer.callbacks.signum={number.value}"]) == 128 + number
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert_stopped_with_a_checkpoint(tmp_path / "runs", capfd.readouterr().err)
+
+
+# That SIGTERM to one of two ranks stops both, those below show that stop the other rank first.
+SLOW_SIGNALS = (
+    *((1, "leader", number) for number in SIGNALS),
+    *((2, target, signal.SIGTERM) for target in ("leader", "child")),
+    *((2, "child", signal.SIGINT), (2, "all", signal.SIGHUP)),
+)
+
+
 @pytest.mark.parametrize(
     ("devices", "target", "number"),
-    [
-        *((1, "leader", number) for number in SIGNALS),
-        (2, "leader", signal.SIGTERM),
-        (2, "child", signal.SIGTERM),
-        (2, "child", signal.SIGINT),
-        (2, "all", signal.SIGINT),
-        (2, "all", signal.SIGHUP),
-    ],
+    [(2, "all", signal.SIGINT), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_SIGNALS)],
 )
 def test_signal_stops_every_process_with_a_checkpoint(
     devices: int, target: str, number: signal.Signals, mnist_root: Path, tmp_path: Path
@@ -96,11 +125,7 @@ def test_signal_stops_every_process_with_a_checkpoint(
     finally:
         kill_all(process)
     assert process.returncode == 128 + number
-    assert "Traceback" not in errors
-    run = only_run(tmp_path / "runs")
-    iteration = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert errors.count(f"bngan: stopped at iteration {iteration}; go on with --ckpt_path runs/") == 1
-    assert errors.count("stopped at iteration") == 1
+    assert_stopped_with_a_checkpoint(tmp_path / "runs", errors)
 
 
 def test_signal_stops_processes_that_were_forked_with_a_checkpoint(mnist_root: Path, tmp_path: Path) -> None:
@@ -150,8 +175,7 @@ def test_signal_that_comes_while_a_rank_waits_for_another_is_not_lost(target: st
     finally:
         kill_all(process)
     assert process.returncode == 143
-    assert "stopped at iteration" in errors
-    assert "Traceback" not in errors
+    assert_stopped_with_a_checkpoint(tmp_path / "runs", errors)
 
 
 def test_second_signal_ends_a_process_at_once(mnist_root: Path, tmp_path: Path) -> None:
@@ -169,7 +193,7 @@ def test_second_signal_ends_a_process_at_once(mnist_root: Path, tmp_path: Path) 
         kill_all(process)
 
 
-@pytest.mark.parametrize(("devices", "target"), [(1, "leader"), (2, "child")])
+@pytest.mark.parametrize(("devices", "target"), [pytest.param(1, "leader", marks=pytest.mark.slow), (2, "child")])
 def test_signal_does_not_wait_for_the_end_of_a_validation(devices: int, target: str, mnist_root: Path, tmp_path: Path) -> None:
     long = ("--metrics.num_samples=1000000", "--metrics.chunk=1000", "--trainer.limit_train_batches=6")
     every = ("--trainer.check_val_every_n_epoch=1", "--images.every_n_iterations=6", f"--trainer.devices={devices}")
@@ -228,20 +252,23 @@ def test_killed_rank_is_missed_although_its_data_worker_lives_on(tmp_path: Path)
         kill_all(process)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_loss_that_is_lost_on_one_rank_ends_the_run_as_on_a_single_one(devices: int, mnist_root: Path, tmp_path: Path) -> None:
-    spoil = ("--trainer.callbacks+=tests.integration.interruptions.SpoilLoss", "--trainer.callbacks.iteration=7")
-    process = start(mnist_root, tmp_path, "--metrics.num_samples=0", f"--trainer.devices={devices}", *spoil)
+def test_loss_that_is_lost_on_one_rank_ends_the_run_as_on_a_single_one(
+    mnist_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = ("--trainer.callbacks+=tests.integration.interruptions.SpoilLoss", "--trainer.callbacks.iteration=7")
+    spoil = ("--metrics.num_samples=0", *callback)
+    assert main(["fit", *QUIET, *spoil, f"--data.root={mnist_root}", f"--trainer.default_root_dir={tmp_path / 'alone'}"]) == 2
+    process = start(mnist_root, tmp_path, *spoil, "--trainer.devices=2")
     try:
         _, errors = wait_until_gone(process, seconds=100)
     finally:
         kill_all(process)
     assert process.returncode == 2, errors
     # The first of two sees it in the gradient, which is of both.
-    lost = "g_loss" if devices == 1 else "g_grad_norm"
-    assert errors.count(f"bngan: error: {lost} is nan at iteration 7;") == 1
-    assert "Traceback" not in errors
-    assert "is gone" not in errors
+    for lost, said in (("g_loss", capfd.readouterr().err), ("g_grad_norm", errors)):
+        assert said.count(f"bngan: error: {lost} is nan at iteration 7;") == 1
+        assert "Traceback" not in said
+        assert "is gone" not in said
 
 
 def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:

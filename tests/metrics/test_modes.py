@@ -49,10 +49,10 @@ def test_divergence_equals_its_definition() -> None:
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_a_class_is_covered_from_a_twentieth_of_an_equal_share_on(classes: int) -> None:
-    assert histogram_of([100] * classes)[0] == classes, "however many classes there are"
-    others = [100] * (classes - 2)
-    assert histogram_of([*others, 195, 5])[0] == classes
-    assert histogram_of([*others, 196, 4])[0] == classes - 1
+    others = [40] * (classes - 2)
+    assert histogram_of([*others, 40, 40])[0] == classes, "however many classes there are"
+    assert histogram_of([*others, 78, 2])[0] == classes
+    assert histogram_of([*others, 79, 1])[0] == classes - 1
 
 
 def test_a_class_is_covered_from_the_threshold_on() -> None:

@@ -50,7 +50,7 @@ def measure_on_a_rank(rank: int, ranks: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_rank_has_the_values_of_a_single_process(tmp_path: Path, ranks: int) -> None:
     multiprocessing.spawn(measure_on_a_rank, args=(ranks, tmp_path), nprocs=ranks)
     for chunk in CHUNKS:

@@ -1,0 +1,230 @@
+"""What do the numbers decide? Of many studies at once: all functions take endpoints (..., n) of runs and give arrays (...)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bngan.study.endpoints import ENDPOINTS
+from bngan.study.spec import AA, Claim, Contrast, Result, Study
+from bngan.study.statistics import Array, Effect, Stratum, effect_of, equivalence_p, holm, interaction_limits
+
+Zone = Literal["supported", "contradicted", "no practical effect", "inconclusive"]
+Word = Literal["supported", "contradicted", "no practical effect", "inconclusive", "conditional", "not informative"]
+# Zones and verdicts of many studies are places in these.
+ZONES: tuple[Zone, ...] = get_args(Zone)
+WORDS: tuple[Word, ...] = get_args(Word)
+SUPPORTED, CONTRADICTED, NO_EFFECT, INCONCLUSIVE, CONDITIONAL, NOT_INFORMATIVE = range(len(WORDS))
+TAIL = 0.025  # one end of a 95% interval
+
+Intervals = Mapping[tuple[int, int], tuple[Array, Array]]  # by the places of two contexts
+Codes = NDArray[np.int64]
+Values = Mapping[tuple[str, str, str, str], Mapping[str, Array]]  # by endpoint, block, context and arm; then values of axes
+
+
+# From runs to numbers -------------------------------------------------------------------------------------------------
+
+
+def read_values(study: Study, results: Sequence[Result]) -> dict[tuple[str, str, str, str], dict[str, Array]]:
+    """Return what claims ask for, and the seeds, as the values of the runs of each arm, sorted by seed.
+
+    Of a block with fresh runs these alone are reported; of one that has only pilots all are, with nothing selected.
+
+    Raises:
+        UsageError: if a run did not measure what a claim asks for.
+    """
+    chosen = {block.name for block in study.blocks if block.chosen_from is not None}
+    runs: dict[tuple[str, str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.run.seed):
+        runs.setdefault((result.run.block, result.run.context, result.run.arm), []).append(result)
+    values: dict[tuple[str, str, str, str], dict[str, Array]] = {}
+    for claim in study.claims:
+        for contrast, context in product(contrasts_of(claim), claim.contexts):
+            arms = [arm for arm in (contrast.arm, contrast.baseline) if arm is not None]
+            for block, arm, name in product(contrast.blocks, arms, (contrast.endpoint, "seed")):
+                if (name, block, context, arm) not in values:
+                    found = runs[block, context, arm]
+                    reported = [result for result in found if result.run.role == "fresh"] or found
+                    values[name, block, context, arm] = _by_axes(reported, name, block in chosen)
+    return values
+
+
+def _by_axes(results: Sequence[Result], name: str, chosen: bool) -> dict[str, Array]:
+    """Return an endpoint of runs by the values of their axes; those that pilots chose may differ, and do not part."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        axes = "chosen" if chosen and result.run.role == "fresh" else repr(result.run.axes)
+        found.setdefault(axes, []).append(result.run.seed if name == "seed" else ENDPOINTS[name].of(result))
+    return {axes: np.array(numbers, dtype=float) for axes, numbers in found.items()}
+
+
+def contrasts_of(claim: Claim) -> tuple[Contrast, ...]:
+    """Return all contrasts of a claim."""
+    return claim.primary, *claim.also, *claim.controls, *claim.secondary
+
+
+def strata_of(values: Values, contrast: Contrast, contexts: Sequence[str], endpoint: str | None = None) -> list[Stratum]:
+    """Return the runs of both arms that differ in nothing else.
+
+    Contexts and blocks have equal weights; values of axes within a block have Mantel and Haenszel's, n m / (n + m).
+    """
+    strata, name = [], endpoint or contrast.endpoint
+    places = [*product(contexts, contrast.blocks)]
+    for context, block in places:
+        arms = values[name, block, context, contrast.arm]
+        pairs: list[tuple[Array, Array | None]] = [(runs, None) for runs in arms.values()]
+        if contrast.baseline is not None:
+            baselines = values[name, block, context, contrast.baseline]
+            pairs = [(runs, baselines[axes]) for axes, runs in arms.items() if axes in baselines]
+        sizes = [(arm.shape[-1], arm.shape[-1] if base is None else base.shape[-1]) for arm, base in pairs]
+        weights = np.array([n * m / (n + m) for n, m in sizes])
+        for weight, (arm, base) in zip(weights / weights.sum() / len(places), pairs, strict=True):
+            strata.append(Stratum(float(weight), arm, base))
+    return strata
+
+
+# From numbers to decisions --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a contrast shows.
+
+    Attributes:
+        effect: of the arm, positive as the claim says; of ratios the logarithm.
+        zone: places in WORDS of the zones.
+        p: one-sided, for what supports the claim.
+        against: one-sided, for what contradicts it.
+    """
+
+    effect: Effect
+    zone: Codes
+    p: Array
+    against: Array
+
+
+def margin_of(contrast: Contrast) -> float:
+    """Return the margin on the scale of effects: of ratios the logarithm."""
+    return math.log(contrast.margin) if ENDPOINTS[contrast.endpoint].kind == "ratio" else contrast.margin
+
+
+def find(values: Values, contrast: Contrast, contexts: Sequence[str], rule: str, places: int = 1) -> Finding:
+    """Return what a contrast shows in contexts together.
+
+    Args:
+        values: of all runs.
+        contrast: what is compared.
+        contexts: whose runs are pooled, with equal weights.
+        rule: a claim's.
+        places: how many such findings there are, over which intervals hold at once (Bonferroni).
+    """
+    endpoint, margin = ENDPOINTS[contrast.endpoint], margin_of(contrast)
+    strata = strata_of(values, contrast, contexts)
+    effect = effect_of(strata, endpoint.kind, more=contrast.better == "more", of_means=endpoint.of_means)
+    equivalent = equivalence_p(effect, margin)
+    if rule == "within":
+        p, against = equivalent, np.minimum(effect.p_above(margin), effect.p_below(-margin))
+    else:
+        p, against = effect.p_above(-margin if rule == "not_worse" else margin), effect.p_below(-margin)
+    supported = p <= (TAIL if rule == "not_worse" else TAIL / places)
+    none = (rule == "beyond") & (equivalent <= 2 * TAIL)
+    zone = np.select([supported, against <= TAIL / places, none], [SUPPORTED, CONTRADICTED, NO_EFFECT], INCONCLUSIVE)
+    return Finding(effect, zone, p, against)
+
+
+def find_overall(values: Values, contrast: Contrast, contexts: Sequence[str], rule: str) -> Finding:
+    """Return what a contrast shows over all contexts.
+
+    They are pooled; but under the rule not_worse each must hold (intersection-union), and one that is worse contradicts (Holm).
+    """
+    pooled = find(values, contrast, contexts, rule)
+    if rule != "not_worse":
+        return pooled
+    each = [find(values, contrast, (context,), rule, len(contexts)) for context in contexts]
+    return Finding(pooled.effect, *together(each))
+
+
+def together(findings: Sequence[Finding]) -> tuple[Codes, Array, Array]:
+    """Return zone and p-values of all findings at once: all must hold, and one that does not contradicts them all."""
+    zones = np.stack([finding.zone for finding in findings])
+    conditions = [(zones == CONTRADICTED).any(axis=0), (zones == SUPPORTED).all(axis=0), (zones == NO_EFFECT).any(axis=0)]
+    zone = np.select(conditions, [CONTRADICTED, SUPPORTED, NO_EFFECT], INCONCLUSIVE)
+    against = np.minimum(len(findings) * np.min([finding.against for finding in findings], axis=0), 1.0)
+    return zone, np.max([finding.p for finding in findings], axis=0), against
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided of a claim.
+
+    Attributes:
+        word: places in WORDS.
+        contexts: findings of the primary contrast in each.
+        overall: the same over all.
+        also, controls: findings over all contexts.
+        interactions: intervals of how much two contexts differ, by their places.
+        p: for the claim, and `against` it, adjusted for the number of claims.
+    """
+
+    word: Codes
+    contexts: tuple[Finding, ...]
+    overall: Finding
+    also: tuple[Finding, ...]
+    controls: tuple[Finding, ...]
+    interactions: Intervals
+    p: Array
+    against: Array
+
+
+def decide(claims: Sequence[Claim], values: Values) -> list[Decision]:
+    """Return the decisions on all claims; p-values are adjusted over them (Holm), in each direction at 0.025."""
+    overall = [
+        [find_overall(values, contrast, claim.contexts, claim.rule) for contrast in (claim.primary, *claim.also)]
+        for claim in claims
+    ]
+    parts = [together(findings) for findings in overall]
+    p = holm(np.stack([part[1] for part in parts], axis=-1))
+    against = holm(np.stack([part[2] for part in parts], axis=-1))
+    decisions = []
+    for place, (claim, (primary, *also), (zone, _, _)) in enumerate(zip(claims, overall, parts, strict=True)):
+        contexts = [find(values, claim.primary, (context,), claim.rule, len(claim.contexts)) for context in claim.contexts]
+        controls = [find(values, control, claim.contexts, "beyond") for control in claim.controls]
+        interactions = _interactions(contexts) if claim.rule != "not_worse" else {}
+        too_many = ((zone == SUPPORTED) & (p[..., place] > TAIL)) | ((zone == CONTRADICTED) & (against[..., place] > TAIL))
+        word = np.where(too_many, INCONCLUSIVE, zone)
+        word = np.where(_differ(contexts, interactions, margin_of(claim.primary)), CONDITIONAL, word)
+        word = np.where(_any_fails(claim, controls, word.shape), NOT_INFORMATIVE, word)
+        found = Decision(word, (*contexts,), primary, (*also,), (*controls,), interactions, p[..., place], against[..., place])
+        decisions.append(found)
+    return decisions
+
+
+def _interactions(contexts: Sequence[Finding]) -> Intervals:
+    pairs = [*combinations(range(len(contexts)), 2)]
+    level = 1 - 2 * TAIL / max(len(pairs), 1)
+    return {(i, j): interaction_limits(contexts[i].effect, contexts[j].effect, level) for i, j in pairs}
+
+
+def _differ(contexts: Sequence[Finding], interactions: Intervals, margin: float) -> NDArray[np.bool_]:
+    """Whether two contexts are in different zones, and the interval of their difference is beyond the margin."""
+    differ = np.zeros(contexts[0].zone.shape, dtype=bool)
+    for (i, j), (low, high) in interactions.items():
+        differ |= (contexts[i].zone != contexts[j].zone) & ((low > margin) | (high < -margin))
+    return differ
+
+
+def _any_fails(claim: Claim, controls: Sequence[Finding], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Whether a control fails: the same arm again must show no effect, all others must be supported."""
+    fails = np.zeros(shape, dtype=bool)
+    for contrast, control in zip(claim.controls, controls, strict=True):
+        fails |= control.zone != must_be(contrast)
+    return fails
+
+
+def must_be(control: Contrast) -> int:
+    """Return the place in WORDS of what a control must show."""
+    return NO_EFFECT if control.arm == AA else SUPPORTED

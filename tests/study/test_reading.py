@@ -1,0 +1,242 @@
+"""The file of a study: what it means, and every mistake in it, told in a line that says what is allowed."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bngan.cli import main
+from bngan.errors import UsageError
+from bngan.study.reading import STUDIES, find_study, read_study
+from bngan.study.spec import Contrast, Look, planned_runs
+
+TEXT = """
+title: A small study
+settings: {lr_decay_start: 1, hidden_dim: 16}
+contexts:
+  T: {loss: hinge, instance_noise: 0}
+  B: {}
+arms:
+  a0: {label: none, g_norm: none, d_norm: none}
+  a3: {g_norm: batch, d_norm: batch}
+blocks:
+  A:
+    task: digits
+    arms: {T: [a0, a3], B: [a0, a3]}
+    axes: {g_lr d_lr: [2e-4, 6e-4]}
+    seeds: {pilot: 101..103}
+    iterations: 40
+    batch_size: 32
+    looks: {at: [40]}
+  F:
+    task: digits
+    arms: {T: [a0, a3], B: [a0, a3]}
+    chosen_from: A
+    aa: {B: a3}
+    seeds: {fresh: "1..10, 12, 14", aa: [21..30, 32, 34]}
+    settings: {bn_momentum: 0.2}
+    iterations: 40
+    batch_size: 32
+    looks: {at: [10, 20], samples: 500, whole: [40], whole_samples: 1000, probes: {mates_share: [20, 40]}}
+claims:
+  - name: 4
+    statement: D sees the batch.
+    contexts: [T, B]
+    primary: {arm: a3, baseline: a0, blocks: F, endpoint: mates_share, margin: 0.05, better: more}
+    secondary:
+      - {arm: a3, baseline: a0, blocks: [F], endpoint: fid, margin: 1.25, better: less}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_file_is_read_as_it_is_meant(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path, TEXT))
+    assert (study.name, study.title, study.source) == ("small", "A small study", TEXT)
+    assert study.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert study.settings == {"lr_decay_start": 1.0, "hidden_dim": 16}
+    assert type(study.settings["lr_decay_start"]) is float
+    assert study.contexts == {"T": {"loss": "hinge", "instance_noise": 0.0}, "B": {}}
+    assert (study.arms["a0"].label, study.arms["a3"].label) == ("none", "a3")
+    pilots, fresh = study.blocks
+    assert pilots.axes == {"g_lr d_lr": (2e-4, 6e-4)}
+    assert pilots.seeds == {"pilot": (101, 102, 103)}
+    assert pilots.looks == (Look(40, 2500),)
+    assert fresh.seeds == {"fresh": (*range(1, 11), 12, 14)}
+    assert (fresh.chosen_from, fresh.aa, fresh.aa_seeds) == ("A", {"B": "a3"}, (*range(21, 31), 32, 34))
+    assert fresh.looks == (Look(10, 500), Look(20, 500, False, ("mates_share",)), Look(40, 1000, True, ("mates_share",)))
+    (claim,) = study.claims
+    assert (claim.name, claim.rule, claim.contexts) == ("4", "beyond", ("T", "B"))
+    assert claim.primary == Contrast("a3", "a0", ("F",), "mates_share", 0.05, "more")
+    assert claim.secondary[0].blocks == ("F",)
+    assert Counter(run.role for block in study.blocks for run in planned_runs(study, block)) == {"pilot": 24, "fresh": 60}
+
+
+MISTAKES = {
+    # what is put in place of what, and words of the line
+    "YAML": ("title: A", "title: [A", r"not valid YAML at line \d"),
+    "a key twice": ("  B: {}", "  T: {}", "not valid YAML at line 6: 'T' stands twice"),
+    "no mapping": (TEXT, "- 1", "the study should hold names with values"),
+    "a missing part": ("contexts:", "context:", "unknown 'context'; choose from contexts, arms"),
+    "a missing key": (
+        "    iterations: 40\n    batch_size: 32\n    looks: {at: [40]}",
+        "    batch_size: 32\n    looks: {at: [40]}",
+        "block A: iterations is missing",
+    ),
+    "an unknown key": ("    axes:", "    axis:", "block A: unknown 'axis'; choose from task"),
+    "an unknown setting": ("hidden_dim: 16", "hidden: 16", "settings: 'hidden' is no setting here; see bngan fit --help"),
+    "an unknown axis": ("g_lr d_lr: [2e-4", "g_lr lr: [2e-4", "block A: axis 'g_lr lr': 'lr' is no setting"),
+    "a seed as a setting": ("hidden_dim: 16", "seed: 16", "'seed' is no setting here; give `seeds` of a block"),
+    "a type": ("hidden_dim: 16", "hidden_dim: 16.5", "settings: hidden_dim must be int, got 16.5"),
+    "a truth for a number": ("hidden_dim: 16", "hidden_dim: true", "hidden_dim must be int, got True"),
+    "a word for a number": ("[2e-4, 6e-4]", "[fast, 6e-4]", "axis 'g_lr d_lr': g_lr must be float, got 'fast'"),
+    "null": ("hidden_dim: 16", "hidden_dim: null", "hidden_dim must be int, got None"),
+    "a choice": ("loss: hinge", "batching: apart", "context T: unknown batching 'apart'; choose from joint, separate"),
+    "a range": ("[2e-4, 6e-4]", "[0, 6e-4]", "block A, context T, arm a0: g_lr must be above 0, got 0"),
+    "a loss": ("loss: hinge", "loss: strong", "context T, arm a0: unknown loss 'strong'"),
+    "a norm": ("d_norm: batch", "d_norm: strong", "context T, arm a3: unknown norm 'strong'"),
+    "a penalty beside batch norm": ("loss: hinge", "r1: 0.1", "arm a3: d_norm 'batch' cannot be combined with r1"),
+    "a batch": (
+        "    batch_size: 32\n    looks: {at: [40]}",
+        "    batch_size: 1\n    looks: {at: [40]}",
+        "batch norm needs at least 2",
+    ),
+    "no values": ("[2e-4, 6e-4]", "[]", "axis 'g_lr d_lr' is empty"),
+    "a value twice": ("[2e-4, 6e-4]", "[2e-4, 0.0002]", "axis 'g_lr d_lr': 0.0002 stands twice"),
+    "an arm twice": ("{T: [a0, a3], B: [a0, a3]}\n    axes", "{T: [a0, a0]}\n    axes", "arms of T: 'a0' stands twice"),
+    "an unknown task": (
+        "task: digits\n    arms: {T: [a0, a3], B: [a0, a3]}\n    axes",
+        "task: letters\n    arms: {T: [a0]}\n    axes",
+        "unknown task 'letters'; choose from digits",
+    ),
+    "an unknown context": (
+        "arms: {T: [a0, a3], B: [a0, a3]}\n    axes",
+        "arms: {C: [a0]}\n    axes",
+        "unknown context 'C'; choose from T, B",
+    ),
+    "an unknown arm": (
+        "arms: {T: [a0, a3], B: [a0, a3]}\n    axes",
+        "arms: {T: [a9]}\n    axes",
+        "unknown arm 'a9'; choose from a0, a3",
+    ),
+    "an arm called aa": ("  a0: {label", "  aa: {label", "arm aa: this name is that of"),
+    "an unknown block": ("chosen_from: A", "chosen_from: C", "chosen_from is the unknown block 'C'; choose from A, F"),
+    "axes of two blocks": ("chosen_from: A", "chosen_from: A\n    axes: {beta1: [0.1]}", "leave one of both out"),
+    "nothing to choose": ("axes: {g_lr d_lr: [2e-4, 6e-4]}", "axes: {}", "chosen_from needs axes and pilot seeds in block A"),
+    "a choice never made": (
+        "arms: {T: [a0, a3], B: [a0, a3]}\n    axes",
+        "arms: {T: [a0, a3]}\n    axes",
+        "block F: block A has, in context B, no arm 'a0'",
+    ),
+    "a seed pilot and fresh": ("pilot: 101..103", "pilot: 12..14", "seed 12 is both pilot and fresh"),
+    "a seed fresh and again": ("aa: [21..30, 32, 34]", "aa: [14]", "seed 14 is both fresh and of aa"),
+    "a seed pilot and again": ("aa: [21..30, 32, 34]", "aa: [103]", "seed 103 is both pilot and fresh"),
+    "an arm again without seeds": (", aa: [21..30, 32, 34]", "", "an arm that is trained again needs both"),
+    "no seeds": ("seeds: {pilot: 101..103}", "seeds: {}", "block A: seeds are missing"),
+    "seeds that fall": ("101..103", "103..101", "'103..101' is no seed and no range of seeds, such as 1..12"),
+    "a seed twice": ("1..10, 12, 14", "1..10, 7", "seeds of fresh runs: 7 stands twice"),
+    "a look beyond the end": (
+        "looks: {at: [40]}",
+        "looks: {at: [50]}",
+        "the last look must be after iteration 40, and is after 50",
+    ),
+    "no look at the end": (
+        "whole: [40]",
+        "whole: [30]",
+        "F: looks: mates_share is asked for after iteration 40, where no look is",
+    ),
+    "a look at nothing": ("looks: {at: [40]}", "looks: {at: [0, 40]}", "at must be a whole number of at least 1, got 0"),
+    "an unknown probe": ("mates_share: [20", "mates: [20", "unknown probe 'mates'; choose from"),
+    "an unknown endpoint": (
+        "endpoint: fid",
+        "endpoint: beauty",
+        "claim 1: secondary: unknown endpoint 'beauty'; choose from failure",
+    ),
+    "an unknown rule": (
+        "    contexts: [T, B]\n",
+        "    contexts: [T, B]\n    rule: any\n",
+        "unknown rule 'any'; choose from beyond, within, not_worse",
+    ),
+    "an unknown claim's block": ("blocks: F", "blocks: Z", "claim 4: unknown block 'Z'"),
+    "an unknown claim's context": ("    contexts: [T, B]\n", "    contexts: [C]\n", "claim 4: unknown context 'C'"),
+    "an arm that a block lacks": (
+        "arm: a3, baseline: a0, blocks: F",
+        "arm: aa, baseline: a3, blocks: F",
+        "claim 4: block F has no arm 'aa' in context T",
+    ),
+    "a ratio's margin": ("margin: 1.25", "margin: 0.8", "margin of fid must be above 1, for it is a ratio, got 0.8"),
+    "a difference's margin": ("margin: 0.05", "margin: 5", "margin of mates_share must be between 0 and 1"),
+    "a margin of words": ("margin: 0.05", "margin: small", "primary: margin must be a number, got 'small'"),
+    "a direction": ("better: less", "better: lower", "unknown better 'lower'; choose from less, more"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_is_told_in_a_line(case: str, tmp_path: Path) -> None:
+    old, new, words = MISTAKES[case]
+    assert old in TEXT
+    path = written(tmp_path, TEXT.replace(old, new, 1))
+    with pytest.raises(UsageError, match=words) as told:
+        read_study(path)
+    assert str(told.value).startswith(f"{path}: ")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("seeds", "contexts", "enough"), [("1", "[T]", False), ("1", "[T, B]", True), ("1..2", "[T]", True)])
+def test_too_few_seeds_for_any_verdict_are_told(seeds: str, contexts: str, enough: bool, tmp_path: Path) -> None:
+    """The verdict is of all contexts together; a difference of 0.05 can be told from one of 0.5 by two runs."""
+    text = TEXT.replace("1..10, 12, 14", seeds).replace("contexts: [T, B]", f"contexts: {contexts}")
+    path = written(tmp_path, text)
+    if enough:
+        assert read_study(path).claims
+        return
+    with pytest.raises(UsageError, match=r"claim 4: too few seeds for any verdict: .* with 1 an arm at the margin 0\.05"):
+        read_study(path)
+
+
+def test_penalty_beside_batch_norm_is_taken_where_the_study_says_so(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path, TEXT.replace("loss: hinge", "r1: 0.1, allow_batch_coupled_penalty: true")))
+    assert study.contexts["T"]["allow_batch_coupled_penalty"] is True
+
+
+def test_block_may_choose_for_itself_and_for_a_context_of_another_name(tmp_path: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(TEXT)
+    content["blocks"]["A"] |= {"chosen_from": "A", "seeds": {"pilot": "101..102", "fresh": "1..3"}}
+    content["contexts"]["Long"] = {"lr_decay_start": 0.5}
+    content["blocks"]["F"] |= {"arms": {"Long": ["a3"]}, "chosen_as": {"Long": "B"}, "aa": {"Long": "a3"}}
+    content["claims"] = []
+    study = read_study(written(tmp_path, yaml.safe_dump(content)))
+    assert [len(planned_runs(study, block)) for block in study.blocks] == [4 * (2 * 2 + 3), 12 + 12]
+
+
+PLANNED = {
+    "claims_cpu": {"A": 84, "F": 96, "G": 72, "P": 24},
+    "claims_gpu": {"A": 1040, "X": 560, "F": 640, "L": 128, "R8": 320, "R25": 320, "S": 240, "P": 360, "Z": 64},
+    "stacked_batches": {"S": 8},
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.yaml")))
+def test_shipped_study_can_be_run_and_has_the_runs_that_were_planned(name: str) -> None:
+    study = read_study(find_study(name))
+    assert study.name == name
+    planned = {block.name: len(planned_runs(study, block)) for block in study.blocks}
+    assert planned == PLANNED.get(name, planned)
+    assert PLANNED.keys() <= {path.stem for path in STUDIES.glob("*.yaml")}
+
+
+def test_file_that_is_not_there_is_told_with_what_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"there is no such file; .* claims_cpu, claims_gpu, smoke"):
+        find_study("claims")
+    (tmp_path / "latin.yaml").write_bytes(b"title: \xff")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_study(tmp_path / "latin.yaml")
+    assert main(["study", str(written(tmp_path, "title: [")), "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith(f"bngan: error: {tmp_path / 'small.yaml'}: not valid YAML at line ")

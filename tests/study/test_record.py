@@ -1,0 +1,79 @@
+"""The record of a study: what is on the disk counts, a line cut off does not, and another study's is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bngan.errors import UsageError
+from bngan.study.record import Record
+from bngan.study.spec import Look, Result, runs_of
+from tests.study.stand_ins import small_study
+
+STUDY = small_study()
+RUNS = [replace(run, looks=(Look(10, 100, True, ("mates_share",)),)) for run in runs_of(STUDY, STUDY.blocks[0])]
+RESULTS = [
+    Result(
+        run=run,
+        failure="d_loss is nan" if run.seed == 102 else None,
+        seconds=1.5,
+        measured=({"iteration": 10, "weights": "raw", "statistics": "running", "fid": 3.25},),
+        probed=({"iteration": 10, "probe": "mates_share", "value": 0.5},),
+    )
+    for run in RUNS
+]
+
+
+def recorded(folder: Path) -> Path:
+    record = Record(STUDY, folder)
+    for result in RESULTS:
+        record.add(result)
+    return folder / "results.jsonl"
+
+
+def test_first_line_tells_study_and_machine_and_every_result_has_a_line(tmp_path: Path) -> None:
+    header, *lines = recorded(tmp_path).read_text().splitlines()
+    assert json.loads(header)["sha256"] == STUDY.sha256
+    assert {"study", "version", "torch", "machine", "device"} <= json.loads(header).keys()
+    assert [json.loads(line)["run"]["id"] for line in lines] == [run.id for run in RUNS]
+    assert (tmp_path / "study.yaml").read_text() == STUDY.source
+
+
+def test_results_come_back_as_they_were(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    again = Record(STUDY, tmp_path)
+    assert list(again.results.values()) == RESULTS
+    assert not again.torn
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_line_cut_off_is_dropped_and_written_again(cut: int, tmp_path: Path) -> None:
+    path = recorded(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    again = Record(STUDY, tmp_path)
+    assert again.torn
+    assert list(again.results.values()) == RESULTS[:-1]
+    again.add(RESULTS[-1])
+    assert path.read_bytes() == whole
+
+
+def test_record_cut_off_in_its_first_line_begins_anew(tmp_path: Path) -> None:
+    path = recorded(tmp_path)
+    path.write_bytes(path.read_bytes()[:20])
+    assert Record(STUDY, tmp_path).results == {}
+    assert json.loads(path.read_text())["sha256"] == STUDY.sha256
+
+
+def test_another_study_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    before = recorded(tmp_path).read_bytes()
+    with pytest.raises(UsageError, match="another study"):
+        Record(replace(STUDY, sha256="1" * 64), tmp_path)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file")
+    with pytest.raises(UsageError, match="choose another --output"):
+        Record(STUDY, tmp_path / "occupied")

@@ -1,0 +1,142 @@
+"""What a study's report says, that it needs nothing else, and that it is always the same."""
+
+import random
+import re
+import time
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bngan.errors import UsageError
+from bngan.study.endpoints import badness
+from bngan.study.page import Heading, Table, as_html, as_markdown
+from bngan.study.report import claims_table, strip_of, write_report
+from bngan.study.spec import Arm, Result, Study
+from bngan.study.verdicts import judge
+from tests.study.made_up import made_up_results, made_up_study
+
+STUDY = made_up_study(fresh=6)
+RESULTS = made_up_results(STUDY)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's folder with its report, and pictures of the runs of one arm."""
+    folder = tmp_path_factory.mktemp("study")
+    for result in of_one_arm(RESULTS):
+        path = strip_of(result, folder)
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (280, 28), color=result.run.seed).save(path)
+    (folder / "results.jsonl").write_text(
+        f'{{"study": "made_up", "sha256": "{STUDY.sha256}", "torch": "2.11.0", "device": "cpu"}}\n'
+    )
+    assert write_report(STUDY, RESULTS, folder) == folder / "report.html"
+    return folder
+
+
+def of_one_arm(results: list[Result]) -> list[Result]:
+    return [result for result in results if result.run.id.startswith("F/T/a3")]
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_results_in_another_order_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    shuffled = random.Random(0).sample(RESULTS, k=len(RESULTS))
+    write_report(STUDY, shuffled, tmp_path)
+    again = everything_in(tmp_path)
+    write_report(STUDY, RESULTS, tmp_path)
+    assert everything_in(tmp_path) == again
+    assert len([name for name in again if name.startswith("figures/")]) > 30
+
+
+def test_the_page_needs_nothing_else(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page
+    assert set(re.findall(r'(?:src|href)="([a-z]+:|#)', page)) == {"data:", "#"}
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_every_claim_has_its_verdict_numbers_protocol_and_command(folder: Path) -> None:
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for verdict in judge(STUDY, RESULTS):
+        claim = verdict.claim
+        assert escape(f"Claim {claim.name}: {claim.statement}") + " <span" in page
+        assert escape(verdict.sentence) in page
+        assert escape(verdict.would_change) in page
+        assert f"## Claim {claim.name}: {claim.statement} ({verdict.word})" in text
+    for said in (STUDY.sha256, "2.11.0", "Deviations", "Objections", "regret", "Power", "bngan study study.yaml"):
+        assert said in page
+        assert said in text
+
+
+def test_parameters_are_counted_for_each_arm(folder: Path) -> None:
+    """G is 100-128-256-784, D 784-256-128-1; batch norm adds a scale and a shift to each hidden unit."""
+    g = sum((n + 1) * m for n, m in ((100, 128), (128, 256), (256, 784)))
+    d = sum((n + 1) * m for n, m in ((784, 256), (256, 128), (128, 1)))
+    norm = 2 * (128 + 256)
+    page = (folder / "report.html").read_text()
+    for g_norm, d_norm in ((0, 0), (norm, 0), (norm, norm)):
+        assert f"digits: {g + g_norm:,} and {d + d_norm:,}" in page
+
+
+def test_links_lead_somewhere(folder: Path) -> None:
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert set(re.findall(r'href="#([^"]*)"', page)) <= set(re.findall(r' id="([^"]*)"', page))
+    for path in re.findall(r"\]\(([^)]*)\)", text):
+        assert (folder / path).is_file()
+
+
+def test_best_median_and_worst_run_of_an_arm_are_shown(folder: Path) -> None:
+    ranked = sorted(of_one_arm(RESULTS), key=badness)
+    page = (folder / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 3
+    assert f"best of 6, seed {ranked[0].run.seed}" in page
+    assert re.search(rf"worst of 6, seed {ranked[-1].run.seed}\b", page)
+
+
+def test_names_from_the_file_are_text_and_no_markup(tmp_path: Path) -> None:
+    wrong = "<img src=x onerror=alert(1)>"
+    arms = STUDY.arms | {"a3": Arm(wrong, STUDY.arms["a3"].settings)}
+    claims = (replace(STUDY.claims[0], statement=f"{wrong} | `x`"), *STUDY.claims[1:])
+    study: Study = replace(STUDY, title=wrong, arms=arms, claims=claims, source=f"{wrong}</pre>")
+    page = write_report(study, RESULTS, tmp_path).read_text()
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") > 10
+    assert "<img" not in (tmp_path / "report.md").read_text().replace(f"    {wrong}", "").replace("\\<img", "")
+
+
+def test_the_table_of_claims_has_a_line_for_each() -> None:
+    head, rule, *lines = claims_table(judge(STUDY, RESULTS)).split("\n\n")[0].splitlines()
+    assert head == "| claim | contexts | verdict | effect (95% interval) | n |"
+    assert set(rule) <= set("|- ")
+    assert [line.split(".")[0] for line in lines] == [f"| {claim.name}" for claim in STUDY.claims]
+    assert all(line.count("|") == 6 for line in lines)
+
+
+def test_there_is_no_report_while_a_run_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^1 of .* planned runs are missing"):
+        write_report(STUDY, RESULTS[1:], tmp_path)
+    assert everything_in(tmp_path) == {}
+
+
+def test_a_table_becomes_html_and_markdown() -> None:
+    parts = [Heading(2, "A & B"), Table(["name", "n"], [["a|b", "<3"]])]
+    assert '<td data-name="name">a|b</td><td data-name="n">&lt;3</td>' in as_html("title", parts)
+    assert '<a href="#a-b">A &amp; B</a>' in as_html("title", parts)
+    assert as_markdown(parts, Path()).splitlines() == ["## A & B", "", "| name | n |", "| --- | --- |", "| a\\|b | \\<3 |"]
+
+
+def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
+    """Statistics and report of 4,000 runs are to take less than 30 s."""
+    study = made_up_study(fresh=70)
+    results = made_up_results(study)
+    assert len(results) >= 1000
+    start = time.process_time()
+    write_report(study, results, tmp_path)
+    assert time.process_time() - start < 20

@@ -1,0 +1,251 @@
+"""Does a verdict follow from where intervals lie, and never from less than the whole study?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from bngan.errors import UsageError
+from bngan.study.decisions import WORDS, decide, read_values, strata_of
+from bngan.study.spec import Claim, Contrast, Result, Study
+from bngan.study.verdicts import Verdict, judge
+from tests.study.made_up import made_up_results, made_up_study
+
+Values = dict[tuple[str, str, str, str], dict[str, np.ndarray]]
+GENERATOR = np.random.default_rng(0)
+
+
+def contrast(
+    arm: str = "a", baseline: str | None = "b", endpoint: str = "fid", margin: float = 1.25, better: str = "less"
+) -> Contrast:
+    return Contrast(arm, baseline, ("F",), endpoint, margin, "less" if better == "less" else "more")
+
+
+def claim(primary: Contrast, contexts: Sequence[str] = ("T",), **more: object) -> Claim:
+    return replace(Claim("1", "It is so.", primary, (*contexts,)), **more)
+
+
+def runs(mean: float, spread: float, n: int = 12, endpoint: str = "fid") -> np.ndarray:
+    """Runs with exactly this mean, or geometric mean of FID, and spread."""
+    quantiles = (np.arange(n) + 0.5) / n
+    z = np.log(quantiles / (1 - quantiles))
+    z = (z - z.mean()) / z.std(ddof=1)
+    return mean * np.exp(spread * z) if endpoint == "fid" else mean + spread * z
+
+
+def values(cells: dict[tuple[str, str], np.ndarray], endpoint: str = "fid") -> Values:
+    """Cells by context and arm."""
+    return {(endpoint, "F", context, arm): {"": numbers} for (context, arm), numbers in cells.items()}
+
+
+def word(of: Claim, given: Values, others: int = 0) -> str:
+    """The verdict on a claim beside as many others that nothing speaks for."""
+    nothing = claim(contrast("b", "b"), of.contexts)
+    return WORDS[int(decide([of, *[nothing] * others], given)[0].word)]
+
+
+def words(ratio: float, spread: float, rule: str = "beyond", others: int = 0, n: int = 12) -> str:
+    given = values({("T", "a"): runs(4 * ratio, spread, n), ("T", "b"): runs(4, spread, n)})
+    return word(claim(contrast(), rule=rule), given, others)
+
+
+# Zones ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "beyond", "not_worse"),
+    [
+        (0.5, 0.2, "supported", "supported"),
+        (2.0, 0.2, "contradicted", "contradicted"),
+        (1.0, 0.1, "no practical effect", "supported"),
+        (0.9, 0.1, "no practical effect", "supported"),
+        (0.8, 0.1, "inconclusive", "supported"),
+        (1.0, 0.6, "inconclusive", "inconclusive"),
+        (1.25, 0.1, "inconclusive", "inconclusive"),
+    ],
+)
+def test_verdict_is_where_the_interval_lies(ratio: float, spread: float, beyond: str, not_worse: str) -> None:
+    assert words(ratio, spread) == beyond
+    assert words(ratio, spread, "not_worse") == not_worse
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "expected"),
+    [(1.0, 0.05, "supported"), (1.24, 0.05, "inconclusive"), (1.5, 0.05, "contradicted"), (0.7, 0.05, "contradicted")],
+)
+def test_within_asks_for_an_interval_between_the_margins(ratio: float, spread: float, expected: str) -> None:
+    given = values({("T", "a"): runs(ratio, spread)})
+    assert word(claim(contrast(baseline=None), rule="within"), given) == expected
+
+
+def test_more_is_less_turned_round() -> None:
+    given = values({("T", "a"): runs(2.0, 0.1), ("T", "b"): runs(4.0, 0.1)})
+    assert word(claim(contrast(better="less")), given) == "supported"
+    assert word(claim(contrast(better="more")), given) == "contradicted"
+
+
+def test_many_claims_ask_for_smaller_p_values() -> None:
+    # The interval by itself is just beyond the margin; beside 8 claims without effect that is not enough.
+    assert words(0.67, 0.2) == "supported"
+    assert words(0.67, 0.2, others=7) == "inconclusive"
+    assert words(0.4, 0.2, others=7) == "supported"
+
+
+# Contexts -------------------------------------------------------------------------------------------------------------
+
+
+def two_contexts(first: float, second: float, spread: float = 0.15) -> Values:
+    return values(
+        {
+            (context, arm): runs(4 * ratio, spread)
+            for context, ratios in (("T", first), ("B", second))
+            for arm, ratio in (("a", ratios), ("b", 1.0))
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (0.5, 0.5, "supported"),
+        (0.5, 1.0, "conditional"),
+        (1.0, 0.5, "conditional"),
+        (0.5, 2.0, "conditional"),
+        (0.65, 0.75, "supported"),  # significant in one alone, but the interaction is within the margin
+        (1.0, 1.0, "no practical effect"),
+    ],
+)
+def test_conditional_needs_zones_and_an_interaction_that_differ(first: float, second: float, expected: str) -> None:
+    assert word(claim(contrast(), ("T", "B")), two_contexts(first, second)) == expected
+
+
+def test_not_worse_needs_every_context_and_one_that_is_worse_contradicts() -> None:
+    assert word(claim(contrast(), ("T", "B"), rule="not_worse"), two_contexts(0.5, 1.0)) == "supported"
+    assert word(claim(contrast(), ("T", "B"), rule="not_worse"), two_contexts(0.5, 2.0)) == "contradicted"
+    assert word(claim(contrast(), ("T", "B"), rule="not_worse"), two_contexts(0.5, 1.25)) == "inconclusive"
+
+
+# Controls, and what must be so as well --------------------------------------------------------------------------------
+
+
+def with_control(ratio: float, arm: str) -> str:
+    given = values({("T", "a"): runs(2, 0.1), ("T", "b"): runs(4, 0.1), ("T", arm): runs(4 * ratio, 0.1)})
+    return word(claim(contrast(), controls=(contrast(arm),)), given)
+
+
+def test_failed_control_makes_a_test_tell_nothing() -> None:
+    assert with_control(0.5, "p2") == "supported"
+    assert with_control(1.0, "p2") == "not informative"
+    assert with_control(1.0, "aa") == "supported", "the same arm again must show no effect"
+    assert with_control(0.5, "aa") == "not informative"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [(0.5, "supported"), (1.0, "no practical effect"), (2.0, "contradicted"), (0.8, "inconclusive")]
+)
+def test_claim_is_as_weak_as_what_must_be_supported_as_well(ratio: float, expected: str) -> None:
+    given = values({("T", "a"): runs(2, 0.1), ("T", "b"): runs(4, 0.1), ("T", "c"): runs(4 * ratio, 0.1)})
+    assert word(claim(contrast(), also=(contrast("c"),)), given) == expected
+
+
+# Strata ---------------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_and_contexts_weigh_equally_and_rates_by_mantel_and_haenszel() -> None:
+    given: Values = {
+        ("fid", block, context, arm): {"1e-3": np.ones(n), "1e-2": np.ones(n if arm == "a" else 3 * n)}
+        for block, n in (("F", 4), ("G", 8))
+        for context in ("T", "B")
+        for arm in ("a", "b")
+    }
+    strata = strata_of(given, replace(contrast(), blocks=("F", "G")), ("T", "B"))
+    assert [stratum.weight for stratum in strata] == pytest.approx([0.25 * 0.4, 0.25 * 0.6] * 4)
+
+
+def test_fresh_runs_alone_are_read_or_all_of_a_grid() -> None:
+    study = made_up_study(fresh=5, pilots=3)
+    found = read_values(study, made_up_results(study))
+    assert {axes: len(runs) for axes, runs in found["fid", "F", "T", "a3"].items()} == {"chosen": 5}
+    assert {axes: len(runs) for axes, runs in found["modes_share", "G", "T", "a1"].items()} == {"chosen": 5}
+    assert [len(runs) for runs in found["failure", "A", "T", "a3"].values()] == [3, 3, 3]
+    assert found["seed", "F", "B", "aa"]["chosen"].tolist() == [21, 22, 23, 24, 25]
+
+
+# The whole ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return made_up_study()
+
+
+@pytest.fixture(scope="module")
+def results(study: Study) -> list[Result]:
+    return made_up_results(study, effect=0.5)
+
+
+@pytest.fixture(scope="module")
+def verdicts(study: Study, results: list[Result]) -> list[Verdict]:
+    return judge(study, results)
+
+
+def test_no_verdict_before_the_planned_runs_are_done(study: Study, results: list[Result]) -> None:
+    with pytest.raises(
+        UsageError, match=r"^2 of 246 planned runs are missing, the first in block A; there is no verdict before"
+    ):
+        judge(study, results[2:])
+
+
+def test_order_of_results_does_not_matter(study: Study, results: list[Result], verdicts: list[Verdict]) -> None:
+    assert [verdict.sentence for verdict in judge(study, results[::-1])] == [verdict.sentence for verdict in verdicts]
+
+
+def test_estimates_are_of_each_context_and_pooled_last(verdicts: list[Verdict]) -> None:
+    by_name = {verdict.claim.name: verdict for verdict in verdicts}
+    assert [estimate.context for estimate in by_name["2"].estimates] == ["T", "B", None]
+    assert [estimate.context for estimate in by_name["3b"].estimates] == ["T"]
+    assert [estimate.n for estimate in by_name["1"].estimates] == [(9, 9), (9, 9), (18, 18)]
+    for estimate in (estimate for verdict in verdicts for estimate in verdict.estimates):
+        assert (
+            estimate.interval95[0]
+            <= estimate.interval90[0]
+            <= estimate.value
+            <= estimate.interval90[1]
+            <= estimate.interval95[1]
+        )
+
+
+def test_pairs_and_ranks_are_shown_beside_what_decides(verdicts: list[Verdict]) -> None:
+    by_name = {verdict.claim.name: verdict.estimates[-1] for verdict in verdicts}
+    found = by_name["2"].sensitivity
+    assert found.correlation is not None
+    assert -1 <= found.correlation <= 1
+    assert found.superiority is not None
+    assert found.superiority[0] > 0.5, "the arm is faster"
+    assert by_name["5"].sensitivity.superiority is None, "within a run there is nothing to compare with"
+    assert by_name["A/A"].sensitivity.correlation is None, "the arm again has other seeds"
+
+
+def test_sentence_has_verdict_effect_interval_and_what_would_change_it(verdicts: list[Verdict]) -> None:
+    for verdict in verdicts:
+        assert verdict.sentence.lower().startswith(verdict.word)
+        assert f"{verdict.estimates[-1].value:.3g} (95% interval" in verdict.sentence
+        assert verdict.would_change
+        assert (verdict.word == "contradicted") == ("contradicted" in verdict.sentence.lower())
+
+
+def test_clear_effects_are_found(verdicts: list[Verdict]) -> None:
+    by_name = {verdict.claim.name: verdict.word for verdict in verdicts}
+    assert (by_name["4"], by_name["5"]) == ("supported", "supported")
+    assert "contradicted" not in by_name.values()
+
+
+def test_thousands_of_runs_are_judged_in_seconds() -> None:
+    study = made_up_study(fresh=170, pilots=60)
+    results = made_up_results(study)
+    assert len(results) > 4000
+    start = perf_counter()
+    judge(study, results)
+    assert perf_counter() - start < 20  # about 2 on an idle core
