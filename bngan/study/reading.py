@@ -91,10 +91,10 @@ def _parse(text: str) -> Any:
 
 
 def _study(name: str, content: Any, sha256: str, source: str) -> Study:
-    given = _section(content, "the study", required="contexts arms blocks", optional="title settings claims")
+    given = _section(content, "the study", required="contexts arms blocks claims", optional="title settings")
     contexts = _section(given["contexts"], "contexts")
     arms = _section(given["arms"], "arms")
-    claims = _list(given.get("claims", []), "claims", allow_empty=True)
+    claims = _list(given["claims"], "claims")
     return Study(
         name=name,
         title=str(given.get("title", name)),

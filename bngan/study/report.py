@@ -53,7 +53,8 @@ OBJECTIONS = (
     (
         "Learning rates and checkpoints were selected.",
         "Quality against learning rate is shown for all arms with nothing selected. Where a rate was chosen, pilots chose "
-        "it, other seeds are reported, and the regret is told. Always the last iterate, never a best checkpoint.",
+        "it, other seeds are reported, and the regret is told: verdicts hold at the rates that pilots chose. Always the last "
+        "iterate, never a best checkpoint.",
     ),
     ("Failed runs were dropped.", "None was. A run that fails counts as the worst, in every endpoint."),
     ("Margins were set afterwards.", "They stand in the study's file, whose SHA-256 is the first line of the results."),
