@@ -5,6 +5,7 @@
     python scripts/benchmark.py quality                  # seconds and FID of whole runs
     python scripts/benchmark.py startup                  # seconds from the command to the first iteration
     python scripts/benchmark.py scaling                  # cost of an image, and memory, of a thousand to a million images
+    python scripts/benchmark.py study                    # images/s of a study's runs side by side, and of one fit
     python scripts/benchmark.py page                     # docs/performance.md and its chart, from what the others recorded
 
 `--device cuda` measures on a GPU. A side of a comparison is a program that prints a line of JSON: scripts/timed_fit.py, the
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from performance_page import Figures, Result, table, write_page
+from performance_page import Figures, Result, commit, machine, table, write_page
 
 from bngan.data import mnist
 
@@ -73,7 +74,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bngan-benchmark-") as folder:
             args.work = Path(folder)
             mnist.lay_out(args.work / "data")
-            figures = {"step": step, "quality": quality, "startup": startup, "scaling": scaling}[args.command](args)
+            figures = {"step": step, "quality": quality, "startup": startup, "scaling": scaling, "study": study}[args.command](
+                args
+            )
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     key = " ".join([args.command, *([args.recipe] if "recipe" in args else []), args.device])
@@ -90,6 +93,7 @@ def parse() -> argparse.Namespace:
         ("quality", "seconds and FID of whole runs, one a seed", 5),
         ("startup", "seconds to the first iteration", 5),
         ("scaling", "cost of an image, and memory, by the number of images", 3),
+        ("study", "images/s of a study's runs side by side, and of one fit", 5),
     ):
         command = commands.add_parser(name, help=purpose)
         command.add_argument("--device", choices=tuple(DEVICES), default="cpu")
@@ -123,10 +127,7 @@ def step(args: argparse.Namespace) -> Figures:
         "bare": lambda: run(args, *script("bare_gan"), *loop, *bare),
         "textbook": lambda: run(args, *script("textbook_gan"), *loop, *textbook),
     }
-    seen = take_turns(sides, args.rounds)
-    speeds = {name: [result["images_per_s"] for result in results] for name, results in seen.items()}
-    figures = {f"{name}, images/s": values for name, values in speeds.items()}
-    return figures | {f"fit / {other}": ratios(speeds["fit"], speeds[other]) for other in ("bare", "textbook")}
+    return speeds("fit", sides, args.rounds)
 
 
 def quality(args: argparse.Namespace) -> Figures:
@@ -189,6 +190,15 @@ def scaling(args: argparse.Namespace) -> Figures:
         "image of the most / of the fewest": [high / low for low, high in zip(few, many, strict=True)],
         "growth of memory / of the data": [(high - low) / grown for low, high in zip(least, most, strict=True)],
     }
+
+
+def study(args: argparse.Namespace) -> Figures:
+    """Compare the images per second of runs side by side, one a core, with those of one fit on all cores."""
+    iterations, warm_up = (30, 10) if args.quick else (3000, 100)
+    fit = [f"--warm_up={warm_up}", f"--trainer.max_steps={iterations}", "--trainer.limit_val_batches=0"]
+    fit += ["--trainer.log_every_n_steps=10"] if args.quick else []
+    runs = [*script("timed_runs"), f"--iterations={iterations}"]
+    return speeds("study", {"study": lambda: run(args, *runs), "fit": lambda: time_fit(args, *fit)}, args.rounds)
 
 
 # Running ---------------------------------------------------------------------------------------------------------------
@@ -260,6 +270,13 @@ def write_images(raw: Path, count: int) -> None:
 # Summing up ------------------------------------------------------------------------------------------------------------
 
 
+def speeds(side: str, sides: Mapping[str, Side], rounds: int) -> Figures:
+    """Return the images per second of all sides, and how many times those of the others a side has."""
+    seen = {name: [one["images_per_s"] for one in found] for name, found in take_turns(sides, rounds).items()}
+    figures = {f"{name}, images/s": values for name, values in seen.items()}
+    return figures | {f"{side} / {other}": ratios(seen[side], values) for other, values in seen.items() if other != side}
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     return [upper / lower for upper, lower in zip(over, under, strict=True)]
 
@@ -275,24 +292,6 @@ def described(args: argparse.Namespace, figures: Figures) -> Result:
         "software": f"Python {platform.python_version()}, torch {version('torch')}, Lightning {version('lightning')}",
         "figures": {name: [float(f"{value:.6g}") for value in values] for name, values in figures.items()},
     }
-
-
-def commit() -> str:
-    """Return the commit of this source tree, with +changes if anything but docs/ was modified."""
-    git = ["git", "-C", str(REPOSITORY)]
-    head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False)
-    changes = subprocess.run([*git, "status", "--porcelain", ":!docs"], capture_output=True, text=True, check=False)
-    return (head.stdout.strip() or "none") + ("+changes" if changes.stdout else "")
-
-
-def machine() -> str:
-    """Return what computes here: the card if there is one, processor, cores and threads."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    return f"{gpu}{os.cpu_count()} cores of {models[0] if models else platform.machine()}, {threads} threads"
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def test_step_compares_all_sides_and_records_it(tmp_path: Path) -> None:
         (("quality",), "quality default cpu"),
         (("startup",), "startup cpu"),
         (("scaling",), "scaling cpu"),
+        (("study",), "study cpu"),
     ],
 )
 def test_every_subcommand_has_a_place_on_the_page(arguments: tuple[str, ...], key: str, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Which figure shows what a claim's runs did? It follows from the claim's endpoints; every run is a point or a line in it."""
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 
 from bngan.study.endpoints import ENDPOINTS, has_failed
 from bngan.study.findings import (
@@ -23,17 +25,16 @@ from bngan.study.findings import (
     rate_interval,
     ratios_to_precise,
     series,
-    tip,
 )
-from bngan.study.panel import FAINT, Axis, Look, Panel, number, wrapped
-from bngan.study.spec import DEFAULTS, Claim, Contrast, Result, Run
+from bngan.study.panel import FAINT, HEIGHT, SHADE, STRIP, Look, Panel, number
+from bngan.study.spec import DEFAULTS, Claim, Contrast, Result
 from bngan.study.verdicts import Estimate, Verdict
 
 ZONES = {
-    "supported": Look(label="supported", colour="#009E73", marker="circle"),
-    "contradicted": Look(label="contradicted", colour="#D55E00", marker="square"),
-    "no practical effect": Look(label="no practical effect", colour="#0072B2", marker="diamond"),
-    "inconclusive": Look(label="inconclusive", colour="#767676", marker="ring"),
+    "supported": Look(label="supported", colour="#009E73", marker="o"),
+    "contradicted": Look(label="contradicted", colour="#D55E00", marker="s"),
+    "no practical effect": Look(label="no practical effect", colour="#0072B2", marker="D"),
+    "inconclusive": Look(label="inconclusive", colour="#767676", marker="o", hollow=True),
 }
 VERDICTS = {zone: look.colour for zone, look in ZONES.items()} | {"conditional": "#8A5A00", "not informative": "#555555"}
 LOGARITHMIC = ("fid", "class_kl", "time_to")
@@ -110,43 +111,50 @@ Draw = Callable[[Findings, View], Figure]
 
 def forest(verdicts: Sequence[Verdict], reach: float = 4.0) -> Figure:
     """Draw every claim in every context: its effect and intervals in multiples of the margin, coloured by zone."""
-    rows: list[tuple[Verdict, str | Estimate]] = []
-    for verdict in verdicts:
-        rows += [(verdict, line) for line in wrapped(f"{verdict.claim.name}. {verdict.claim.statement}", 31)]
-        rows += [(verdict, estimate) for estimate in verdict.estimates]
     panel = Panel(
-        title="Effects in multiples of their margins",
-        x=Axis(label="effect / margin; to the right: as claimed", low=-reach, high=reach),
-        y=Axis.of_names(["" if isinstance(row, str) else row.context or "together" for _, row in rows]),
-        about=" ".join(verdict.sentence for verdict in verdicts),
-        inner_height=19 * len(rows),
-        beside=130,
+        "Effects in multiples of their margins",
+        " ".join(verdict.sentence for verdict in verdicts),
+        x="effect / margin",
     )
-    panel.band("x", -1, 1)
-    panel.rule("x", 0)
-    for place, (verdict, row) in enumerate(rows):
-        if isinstance(row, Estimate):
-            draw_estimate(panel, place, row, reach)
-        else:
-            word = verdict.word if row.startswith(f"{verdict.claim.name}. ") else ""
-            panel.heading(place, row, word, VERDICTS[verdict.word])
+    rows: list[str] = []
+    for verdict in verdicts:
+        for place, line in enumerate(textwrap.wrap(f"{verdict.claim.name}. {verdict.claim.statement}", width=30)):
+            draw_heading(panel, len(rows), line, verdict.word if place == 0 else "")
+            rows.append("")
+        for estimate in verdict.estimates:
+            draw_estimate(panel, len(rows), estimate, reach)
+            rows.append(estimate.context or "together")
+    panel.rows(rows)
+    panel.axes.set_xlim(-reach, reach)
+    panel.axes.tick_params(axis="y", length=0)
     caption = (
-        "Thin line: 95% interval; thick: 90%; shaded: too small to matter. Supported: the thin line lies wholly to the "
-        "right of the shade; contradicted: to the left; no practical effect: the thick line lies within it; else this "
-        f"study cannot tell. Of a claim that there is no difference, within it is supported. What lies beyond {reach:g} "
-        "margins is drawn at the edge. Numbers: x is a ratio, + or - a difference."
+        "To the right: as claimed. Thin line: 95% interval; thick: 90%; shaded: too small to matter. Supported: the thin "
+        "line lies wholly to the right of the shade; contradicted: to the left; no practical effect: the thick line lies "
+        "within it; else this study cannot tell. Of a claim that there is no difference, within it is supported. What lies "
+        f"beyond {reach:g} margins is drawn at the edge. Numbers: x is a ratio, + or - a difference."
     )
-    return Figure(name="overview", title="Every claim in every context", caption=caption, panels=(panel.svg(),), wide=True)
+    picture = panel.svg(height=18 * len(rows))
+    return Figure(name="overview", title="Every claim in every context", caption=caption, panels=(picture,), wide=True)
 
 
-def draw_estimate(panel: Panel, place: int, estimate: Estimate, reach: float) -> None:
-    """Draw one line of the forest, and its numbers beside it."""
+def draw_heading(panel: Panel, row: int, text: str, word: str) -> None:
+    """Write a line of a claim over a whole row, and its verdict at the end."""
+    style = {"fontsize": 9, "weight": "bold", "in_layout": False}
+    panel.write(text, (0, row), of=("figure fraction", "data"), shift=(4, 0), **style)
+    panel.write(word, (1, row), of=("figure fraction", "data"), shift=(-4, 0), ha="right", color=VERDICTS.get(word), **style)
+
+
+def draw_estimate(panel: Panel, row: int, estimate: Estimate, reach: float) -> None:
+    """Draw one line of the forest over its part of the shade, and its numbers beside it."""
     look = ZONES[estimate.zone]
+    panel.axes.barh(row, width=2, left=-1, height=1, color=SHADE, zorder=0.5)
+    panel.axes.vlines(0, row - 0.5, row + 0.5, color=FAINT, linewidth=0.8, zorder=1)
     for interval, width in ((estimate.interval95, 1.5), (estimate.interval90, 4)):
-        low, high = sorted(max(min(in_margins(estimate, end), reach), -reach) for end in interval)
-        panel.whisker(place, low, high, look, width=width)
-    panel.dot(in_margins(estimate, estimate.value), place, look, effect_text(estimate), size=4.5, faint=False)
-    panel.aside(place, effect_text(estimate))
+        ends = np.clip([in_margins(estimate, end) for end in interval], -reach, reach)
+        panel.axes.hlines(row, min(ends), max(ends), color=look.colour, linewidth=width)
+    value = np.clip(in_margins(estimate, estimate.value), -reach, reach)
+    panel.points([value], [row], look, size=7, alpha=1)
+    panel.write(effect_text(estimate), (1, row), of=("axes fraction", "data"), shift=(7, 0))
 
 
 # Which figures --------------------------------------------------------------------------------------------------------
@@ -204,9 +212,9 @@ def rates(findings: Findings, view: View) -> Figure:
     for block, context, arms in view.cells(findings):
         runs = [result for results in arms.values() for result in results if not has_failed(result)]
         key = quality(runs)
-        scale = Axis.around(WORDS[key], [last(result, key) for result in runs], log=logarithmic(key))
+        ends = ends_of([last(result, key) for result in runs], log=logarithmic(key))
         lines = findings.known(block, key)
-        panels += [rate_panel(findings.looks[arm], context, results, key, scale, lines) for arm, results in arms.items()]
+        panels += [rate_panel(findings.looks[arm], context, results, key, ends, lines) for arm, results in arms.items()]
         panels.append(failure_panel(findings, view, f"{context}, block {block}: runs that failed", arms))
     caption = (
         "Each point is a run's last iterate; nothing is selected. Failed runs stand in the strip, with their number of "
@@ -216,31 +224,40 @@ def rates(findings: Findings, view: View) -> Figure:
     return Figure(f"{view.name}-rates", "Quality against learning rate, and failures", caption, tuple(panels))
 
 
-def rate_panel(look: Look, context: str, results: Sequence[Result], key: str, scale: Axis, lines: Mapping[str, float]) -> str:
+def ends_of(values: Sequence[float], *, log: bool, room: float = 0.06) -> tuple[float, float]:
+    """Return the ends of a scale that several panels share, with a share of room at both."""
+    seen = [math.log(value) if log else value for value in values if math.isfinite(value) and (value > 0 or not log)]
+    low, high = min(seen, default=0), max(seen, default=1)
+    spare = room * (high - low) or 0.1
+    return (math.exp(low - spare), math.exp(high + spare)) if log else (low - spare, high + spare)
+
+
+def rate_panel(
+    look: Look, context: str, results: Sequence[Result], key: str, ends: tuple[float, float], lines: Mapping[str, float]
+) -> str:
     """Draw the runs of an arm against the axis of their block that has numbers."""
     axis, at = numeric_axis(results)
     values = sorted({at(result) for result in results})
     panel = Panel(
-        title=f"{look.label}, {context}",
-        x=Axis.around(axis, values, log=values[0] > 0, room=0.15, marks=tuple(values)),
-        y=scale,
-        about=f"{WORDS[key]} of {len(results)} runs by {axis}; {failed_of(results)} failed.",
-        strip="failed",
+        f"{look.label}, {context}",
+        f"{WORDS[key]} of {len(results)} runs by {axis}; {failed_of(results)} failed.",
+        x=axis,
+        y=WORDS[key],
+        log=("x" if values[0] > 0 else "") + ("y" if logarithmic(key) else ""),
     )
-    for name, value in lines.items():
-        panel.rule("y", value, name)
-    middles = []
+    panel.axes.set(xlim=ends_of(values, log=values[0] > 0, room=0.15), ylim=ends)
+    panel.axes.set_xticks(values)
+    middles, counts = [], {}
     for x, group in groupby(sorted(results, key=at), key=at):
         runs = list(group)
-        lost, kept = [run for run in runs if has_failed(run)], [run for run in runs if not has_failed(run)]
-        for place, result in enumerate(lost):
-            panel.dot_in_strip(x, place, look, tip(result.run, last(result, key)))
-        panel.count_in_strip(x, f"{len(lost)} of {len(runs)}")
-        for result in kept:
-            panel.dot(x, last(result, key), look, tip(result.run, last(result, key)))
-        middles += [(x, median(last(result, key) for result in kept))] if kept else []
-    panel.line(middles, look)
-    return panel.svg()
+        kept = [last(run, key) for run in runs if not has_failed(run)]
+        counts[x] = len(runs) - len(kept), len(runs)
+        panel.points([x] * len(kept), kept, look)
+        middles += [(x, median(kept))] if kept else []
+    panel.axes.plot([x for x, _ in middles], [y for _, y in middles], **look.line)
+    panel.rules("y", lines)
+    panel.strip("failed", counts, look)
+    return panel.svg(height=HEIGHT + STRIP)
 
 
 def numeric_axis(results: Sequence[Result]) -> tuple[str, Callable[[Result], float]]:
@@ -259,23 +276,18 @@ def value_on(axis: str, result: Result) -> float:
 
 def failure_panel(findings: Findings, view: View, title: str, arms: Cells) -> str:
     """Draw the share of failed runs of each arm, with Clopper and Pearson's 95% interval."""
-    panel = Panel(
-        title=title,
-        x=Axis(label="share of failed runs", low=0, high=1),
-        y=Axis.of_names([findings.looks[arm].label for arm in arms]),
-        about="; ".join(f"{findings.looks[arm].label}: {failed_of(runs)} of {len(runs)}" for arm, runs in arms.items()),
-        inner_height=30 * len(arms) + 10,
-        beside=48,
-    )
+    about = "; ".join(f"{findings.looks[arm].label}: {failed_of(runs)} of {len(runs)}" for arm, runs in arms.items())
+    panel = Panel(title, about, x="share of failed runs")
+    panel.rows([findings.looks[arm].label for arm in arms])
+    panel.axes.set_xlim(-0.02, 1.02)
     if band := view.indifferent("failure", arms):
         panel.band("x", *band)
     for place, (arm, results) in enumerate(arms.items()):
         look, lost = findings.looks[arm], failed_of(results)
-        low, high = rate_interval(lost, len(results))
-        panel.whisker(place, low, high, look)
-        panel.dot(lost / len(results), place, look, f"{lost} of {len(results)}", size=5, faint=False)
-        panel.aside(place, f"{lost} of {len(results)}")
-    return panel.svg()
+        panel.axes.hlines(place, *rate_interval(lost, len(results)), color=look.colour)
+        panel.points([lost / len(results)], [place], look, size=8, alpha=1)
+        panel.write(f"{lost} of {len(results)}", (1, place), of=("axes fraction", "data"), shift=(6, 0))
+    return panel.svg(height=30 * len(arms) + 10)
 
 
 # Claims 2 and 3a: over training ---------------------------------------------------------------------------------------
@@ -298,24 +310,26 @@ def arrival_panel(findings: Findings, view: View, endpoint: str, where: str, arm
     """Draw the empirical distribution of a time, an arm a line."""
     times = {arm: sorted(ENDPOINTS[endpoint].of(result) for result in runs) for arm, runs in arms.items()}
     horizon = max(result.run.iterations for runs in arms.values() for result in runs)
-    least = min(min(values) for values in times.values())
+    start = min(0.8 * min(min(values) for values in times.values()), 0.5 * horizon)
     panel = Panel(
-        title=f"{where}: {ENDPOINTS[endpoint].words}",
-        x=Axis(label="iterations", low=min(0.8 * least, 0.5 * horizon), high=horizon, log=True),
-        y=Axis(label="share of runs that arrived", low=0, high=1.02),
-        about="; ".join(f"{findings.looks[arm].label}: mean {number(fmean(values))}" for arm, values in times.items()),
+        f"{where}: {ENDPOINTS[endpoint].words}",
+        "; ".join(
+            f"{findings.looks[arm].label}: restricted mean {number(fmean(values))} iterations, n {len(values)}"
+            for arm, values in times.items()
+        ),
+        x="iterations",
+        y="share of runs that arrived",
+        log="x",
         looks=[findings.looks[arm] for arm in arms],
     )
+    panel.axes.set(xlim=(start, horizon), ylim=(0, 1.02))
     if band := view.indifferent(endpoint, arms):
         panel.band("x", *band)
     for arm, values in times.items():
-        look, steps, share = findings.looks[arm], [(panel.x.low, 0.0)], 0.0
-        for place, time in enumerate((time for time in values if time < horizon), start=1):
-            steps += [(time, share), (time, place / len(values))]
-            share = place / len(values)
-        panel.line([*steps, (horizon, share)], look)
-        said = f"{look.label}: restricted mean {number(fmean(values))} iterations, n {len(values)}"
-        panel.dot(fmean(values), 0, look, said, size=6, faint=False)
+        arrived = [time for time in values if time < horizon]
+        shares = [place / len(values) for place in range(len(arrived) + 1)]
+        panel.axes.step([start, *arrived, horizon], [*shares, shares[-1]], where="post", **findings.looks[arm].line)
+        panel.points([fmean(values)], [0], findings.looks[arm], size=9, alpha=1)
     return panel.svg()
 
 
@@ -331,43 +345,37 @@ def curves(findings: Findings, view: View) -> Figure:
 
 def curve_panels(findings: Findings, view: View, key: str, block: str, context: str, arms: Cells) -> list[str]:
     """Draw a quantity over training, an arm a bundle of lines; nothing where it was not measured."""
-    bundles = {arm: [line for run in runs if (line := series(run, key, view.weights))] for arm, runs in arms.items()}
-    bundles = {arm: lines for arm, lines in bundles.items() if lines}
-    points = [point for lines in bundles.values() for line in lines for point in line]
-    if not points:
+    bundles = {
+        replace(findings.looks[arm], label=f"{findings.looks[arm].label}, n\u00a0{len(lines)}"): lines
+        for arm, runs in arms.items()
+        if (lines := [line for run in runs if (line := series(run, key, view.weights))])
+    }
+    if not bundles:
         return []
     panel = Panel(
-        title=f"{context}, block {block}: {WORDS[key]}",
-        x=Axis.around("iterations", [x for x, _ in points], log=True),
-        y=Axis.around(WORDS[key], [y for _, y in points], log=logarithmic(key)),
-        about=f"{WORDS[key]} over training; " + ", ".join(f"{arm}: n {len(lines)}" for arm, lines in bundles.items()),
-        looks=[
-            replace(look, label=f"{look.label}, n {len(bundles[arm])}")
-            for arm, look in findings.looks.items()
-            if arm in bundles
-        ],
+        f"{context}, block {block}: {WORDS[key]}",
+        f"{WORDS[key]} over training; " + "; ".join(look.label for look in bundles),
+        x="iterations",
+        y=WORDS[key],
+        log="xy" if logarithmic(key) else "x",
+        looks=list(bundles),
     )
-    for name, value in findings.known(block, key).items():
-        panel.rule("y", value, name)
-    for arm, lines in bundles.items():
-        draw_bundle(panel, lines, findings.looks[arm])
+    for look, lines in bundles.items():
+        draw_bundle(panel, lines, look)
+    panel.rules("y", findings.known(block, key))
     return [panel.svg()]
 
 
-def draw_bundle(panel: Panel, lines: Sequence[Sequence[tuple[int, float]]], look: Look) -> None:
+def draw_bundle(panel: Panel, lines: Sequence[Sequence[tuple[float, float]]], look: Look) -> None:
     """Draw lines thin, their median thick, and where there are five the band that holds 80% of them."""
-    at: dict[int, list[float]] = {}
-    for line in lines:
-        panel.line(line, look, width=0.6, opacity=0.35)
-        for x, y in line:
-            at.setdefault(x, []).append(y)
+    panel.axes.add_collection(LineCollection(lines, colors=look.colour, linewidths=0.6, alpha=0.35))
+    at: dict[float, list[float]] = {}
+    for x, y in sorted(point for line in lines for point in line):
+        at.setdefault(x, []).append(y)
     if len(lines) >= 5:
-        low, high = ([(x, float(np.quantile(at[x], q=share))) for x in sorted(at)] for share in (0.1, 0.9))
-        panel.area(low, high, look)
-    middles = [(x, median(at[x])) for x in sorted(at)]
-    panel.line(middles, look)
-    for x, y in middles:
-        panel.dot(x, y, look, f"{look.label}, iteration {x:,}: median {number(y)}, n {len(at[x])}", faint=False)
+        low, high = ([float(np.quantile(values, q=share)) for values in at.values()] for share in (0.1, 0.9))
+        panel.axes.fill_between(list(at), low, high, color=look.colour, alpha=0.15, linewidth=0)
+    panel.axes.plot(list(at), [median(values) for values in at.values()], **look.line | look.points)
 
 
 # Claim 2b: early and late ---------------------------------------------------------------------------------------------
@@ -379,8 +387,8 @@ def slopes(findings: Findings, view: View) -> Figure:
     for block, context, arms in view.cells(findings):
         for arm, results in arms.items():
             ends = [look.iteration for look in results[0].run.looks if look.whole]
-            found = [(result.run, dict(series(result, "fid", view.weights))) for result in results]
-            pairs = [(run, fids[ends[0]], fids[ends[-1]]) for run, fids in found if ends and {ends[0], ends[-1]} <= fids.keys()]
+            found = [dict(series(result, "fid", view.weights)) for result in results]
+            pairs = [(fids[ends[0]], fids[ends[-1]]) for fids in found if ends and {ends[0], ends[-1]} <= fids.keys()]
             if pairs:
                 title = f"{findings.looks[arm].label}, {context}, block {block}: n {len(pairs)}"
                 panels.append(slope_panel(title, (ends[0], ends[-1]), pairs, findings.looks[arm]))
@@ -388,19 +396,13 @@ def slopes(findings: Findings, view: View) -> Figure:
     return Figure(f"{view.name}-slopes", "Early and late", caption, tuple(panels))
 
 
-def slope_panel(title: str, ends: tuple[int, int], pairs: Sequence[tuple[Run, float, float]], look: Look) -> str:
+def slope_panel(title: str, ends: tuple[int, int], pairs: Sequence[tuple[float, float]], look: Look) -> str:
     """Draw the FID of runs at two iterations."""
-    panel = Panel(
-        title=title,
-        x=Axis.of_names([f"iteration {end:,}" for end in ends]),
-        y=Axis.around("FID", [fid for _, early, late in pairs for fid in (early, late)], log=True),
-        about=f"FID early and late of {len(pairs)} runs.",
-    )
-    for run, early, late in pairs:
-        panel.line([(0, early), (1, late)], look, width=0.8, opacity=0.6)
-        panel.dot(0, early, look, tip(run, early))
-        panel.dot(1, late, look, tip(run, late))
-    panel.line([(0, median(early for _, early, _ in pairs)), (1, median(late for _, _, late in pairs))], look, width=3)
+    panel = Panel(title, f"FID early and late of {len(pairs)} runs.", y="FID", log="y")
+    panel.columns([f"iteration {end:,}" for end in ends])
+    panel.axes.add_collection(LineCollection([list(enumerate(pair)) for pair in pairs], colors=look.colour, linewidths=0.8))
+    panel.points([0, 1] * len(pairs), list(chain(*pairs)), look)
+    panel.axes.plot([0, 1], [median(fids) for fids in zip(*pairs, strict=True)], color=look.colour, linewidth=3)
     return panel.svg()
 
 
@@ -424,47 +426,40 @@ def dots(findings: Findings, view: View) -> Figure:
 def dots_panel(findings: Findings, view: View, endpoint: str, block: str, context: str, arms: Cells) -> str:
     """Draw one endpoint in one context."""
     of, words = ENDPOINTS[endpoint].of, ENDPOINTS[endpoint].words
-    values = {findings.looks[arm]: [(result.run, of(result)) for result in runs] for arm, runs in arms.items()}
+    rows = {findings.looks[arm]: [of(result) for result in runs] for arm, runs in arms.items()}
     lines = findings.known(block, endpoint.removesuffix("_ema"))
-    return rows_panel(
-        f"{context}, block {block}: {words}", words, values, lines, logarithmic(endpoint), view.indifferent(endpoint, arms)
-    )
+    band = view.indifferent(endpoint, arms)
+    return rows_panel(f"{context}, block {block}: {words}", words, rows, lines, log=logarithmic(endpoint), band=band)
 
 
 def rows_panel(
     title: str,
     label: str,
-    rows: Mapping[Look, Sequence[tuple[Run, float]]],
+    rows: Mapping[Look, Sequence[float]],
     lines: Mapping[str, float],
+    *,
     log: bool,
-    band: tuple[float, float] | None = None,
+    band: tuple[float, float] | None,
 ) -> str:
     """Draw the values of each row as points, with their median and its interval, over lines and a band."""
-    values = [value for row in rows.values() for _, value in row]
-    panel = Panel(
-        title=title,
-        x=Axis.around(label, [*values, *(band or ())], log=log),
-        y=replace(Axis.of_names([f"{look.label}, n {len(row)}" for look, row in rows.items()]), low=-1.4 if lines else -0.5),
-        about="; ".join(f"{look.label}: median {number(median(value for _, value in row))}" for look, row in rows.items()),
-        inner_height=34 * len(rows) + (34 if lines else 8),
-    )
+    about = "; ".join(f"{look.label}: median {number(median(row))}" for look, row in rows.items())
+    panel = Panel(title, about, x=label, log="x" if log else "")
+    panel.rows([f"{look.label}, n\u00a0{len(row)}" for look, row in rows.items()])
     if band:
         panel.band("x", *band)
-    for name, value in lines.items():
-        panel.rule("x", value, name)
     for place, (look, row) in enumerate(rows.items()):
         draw_row(panel, place, look, row)
-    return panel.svg()
+    names = panel.rules("x", lines)  # above the first row
+    panel.axes.set_ylim(top=-0.5 - 0.3 * names)
+    return panel.svg(height=34 * len(rows) + 10 * names)
 
 
-def draw_row(panel: Panel, place: int, look: Look, row: Sequence[tuple[Run, float]]) -> None:
-    """Draw points side by side on three levels, and beneath them their median and its interval."""
-    for turn, (run, value) in enumerate(row):
-        panel.dot(value, place - 0.2 + 0.1 * (turn % 3), look, tip(run, value), size=2.6)
-    values = [value for _, value in row]
+def draw_row(panel: Panel, place: int, look: Look, values: Sequence[float]) -> None:
+    """Draw points on three levels, and beneath them their median and its interval."""
+    panel.points(values, [place - 0.2 + 0.1 * (turn % 3) for turn in range(len(values))], look, size=5)
     if ends := interval_of_median(values):
-        panel.whisker(place + 0.25, *ends, look, width=2)
-    panel.dot(median(values), place + 0.25, look, f"median {number(median(values))}", size=5, faint=False)
+        panel.axes.hlines(place + 0.25, *ends, color=look.colour, linewidth=2)
+    panel.points([median(values)], [place + 0.25], look, size=8, alpha=1)
 
 
 def coverage(findings: Findings, view: View) -> Figure:
@@ -475,30 +470,39 @@ def coverage(findings: Findings, view: View) -> Figure:
         panels.append(coverage_panel(findings, view, block, context, arms))
     caption = (
         "Coverage: share of held-out images that have a sample nearer than their fifth neighbour (Naeem et al. 2020). "
-        "Grey rings: images of known worth; a hundred images again and again have a good FID and no coverage."
+        "Letters: images of known worth; a hundred images again and again have a good FID and no coverage."
     )
     return Figure(f"{view.name}-coverage", "Coverage, and what FID does not see", caption, tuple(panels))
 
 
 def coverage_panel(findings: Findings, view: View, block: str, context: str, arms: Cells) -> str:
-    """Draw coverage against FID of every run that has both, with the controls."""
+    """Draw coverage against FID of every run that has both, with the controls as letters."""
     fids, shares = findings.known(block, "fid"), findings.known(block, "coverage")
-    runs = [(arm, run) for arm, results in arms.items() for run in results if series(run, "coverage", view.weights)]
-    points = [(arm, run.run, last(run, "fid", view.weights), last(run, "coverage", view.weights)) for arm, run in runs]
+    controls: dict[tuple[float, float], str] = {}
+    for name in (name for name in fids if name in shares):
+        place = fids[name], shares[name]
+        controls[place] = f"{controls[place]}; {name}" if place in controls else name
+    letters = [
+        (place, Look(f"{letter}: {name}", FAINT, hollow=True, dash="none"))
+        for letter, (place, name) in zip("abcdefghijklm", controls.items(), strict=False)
+    ]
     panel = Panel(
-        title=f"{context}, block {block}: coverage against FID",
-        x=Axis.around("FID", [*(fid for _, _, fid, _ in points), *fids.values()], log=True, room=0.12),
-        y=Axis(label="coverage", low=0, high=1.05),
-        about="Coverage against FID of every run, with controls of known worth.",
-        looks=[findings.looks[arm] for arm in arms],
-        inner_height=220,
+        f"{context}, block {block}: coverage against FID",
+        "Coverage against FID of every run, with controls of known worth.",
+        x="FID",
+        y="coverage",
+        log="x",
+        looks=[*(findings.looks[arm] for arm in arms), *(look for _, look in letters)],
     )
-    for name in fids.keys() & shares.keys():
-        panel.dot(fids[name], shares[name], Look(label=name, colour=FAINT, marker="ring"), name)
-        panel.note(fids[name], shares[name], name, up=8, colour=FAINT)
-    for arm, run, fid, share in points:
-        panel.dot(fid, share, findings.looks[arm], tip(run, share))
-    return panel.svg()
+    for (fid, share), look in letters:
+        panel.points([fid], [share], look, alpha=1)
+        panel.write(look.label[0], (fid, share), shift=(0, 9), ha="center", color=FAINT)
+    for arm, results in arms.items():
+        runs = [result for result in results if series(result, "coverage", view.weights)]
+        xy = ([last(run, key, view.weights) for run in runs] for key in ("fid", "coverage"))
+        panel.points(*xy, findings.looks[arm])
+    panel.axes.set_ylim(-0.03, 1.05)
+    return panel.svg(height=220)
 
 
 def modes(findings: Findings, view: View) -> Figure:
@@ -514,10 +518,10 @@ def ratios(findings: Findings, view: View) -> Figure:
     for block, context, arms in view.cells(findings):
         for arm, results in arms.items():
             look = findings.looks[arm]
-            rows: dict[Look, list[tuple[Run, float]]] = {}
+            rows: dict[Look, list[float]] = {}
             for result in results:
                 for name, ratio in ratios_to_precise(result).items():
-                    rows.setdefault(replace(look, label=name), []).append((result.run, ratio))
+                    rows.setdefault(replace(look, label=name), []).append(ratio)
             if rows:
                 margin = view.contrasts[0].margin
                 title, band = f"{look.label}, {context}, block {block}", (1 / margin, margin)
@@ -548,21 +552,14 @@ def cosines(findings: Findings, view: View) -> Figure:
 
 def cosine_panel(findings: Findings, title: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """Draw the cosines of all layers of a network, an arm a colour."""
-    arms = list(dict.fromkeys(arm for arm, _ in entries))
-    panel = Panel(
-        title=title,
-        x=Axis.around("iterations", [entry["iteration"] for _, entry in entries], log=True, room=0.1),
-        y=Axis.around("cosine", [entry["value"] for _, entry in entries]),
-        about="Cosine between a layer's gradient before and after the layers below it took a step.",
-        looks=[findings.looks[arm] for arm in arms],
-    )
-    for arm in arms:
-        look, at = findings.looks[arm], dict[int, list[float]]()
-        for entry in (entry for name, entry in entries if name == arm):
-            at.setdefault(entry["iteration"], []).append(entry["value"])
-            said = f"{look.label}, layer {entry['layer']}: {number(entry['value'])}"
-            panel.dot(entry["iteration"], entry["value"], look, said, size=1.8)
-        panel.line([(x, median(at[x])) for x in sorted(at)], look)
+    arms: dict[Look, dict[int, list[float]]] = {}
+    for arm, entry in entries:
+        arms.setdefault(findings.looks[arm], {}).setdefault(entry["iteration"], []).append(entry["value"])
+    about = "Cosine between a layer's gradient before and after the layers below it took a step."
+    panel = Panel(title, about, x="iterations", y="cosine", log="x", looks=list(arms))
+    for look, at in arms.items():
+        panel.points([x for x, values in at.items() for _ in values], list(chain(*at.values())), look, size=3.5)
+        panel.axes.plot(sorted(at), [median(at[x]) for x in sorted(at)], **look.line)
     return panel.svg()
 
 
@@ -574,23 +571,25 @@ def matrix(findings: Findings, view: View) -> Figure:
     panels = []
     for block in view.blocks:
         arms = [arm for arm in view.arms if any(findings.runs(block, context, arm) for context in view.contexts)]
-        panel = Panel(
-            title=f"Block {block}: runs that failed, and median quality",
-            x=Axis.of_names(arms),
-            y=Axis.of_names(view.contexts),
-            about="Share of failed runs for each context and arm.",
-            looks=[replace(findings.looks[arm], label=f"{arm}: {findings.looks[arm].label}") for arm in arms],
-            inner_height=44 * len(view.contexts),
-        )
-        for (row, context), (column, arm) in product(enumerate(view.contexts), enumerate(arms)):
+        about = "Failed runs and median quality for each arm and context."
+        panel = Panel(f"Block {block}: runs that failed, and median quality", about)
+        panel.rows([findings.looks[arm].label for arm in arms])
+        panel.columns(view.contexts)
+        for (column, context), (row, arm) in product(enumerate(view.contexts), enumerate(arms)):
             if results := findings.runs(block, context, arm):
-                lost, key = failed_of(results), quality(results)
-                found = [value for result in results if math.isfinite(value := last(result, key))]
-                middle = f"{WORDS[key]} {number(median(found))}" if found else ""
-                panel.cell(column, row, [f"{lost} of {len(results)} failed", middle], share=lost / len(results))
-        panels.append(panel.svg())
+                draw_cell(panel, column, row, results)
+        panels.append(panel.svg(height=36 * len(arms)))
     caption = "Each place: failed runs of all, and the median of what was reached; the darker, the more runs failed."
     return Figure(f"{view.name}-matrix", "In every context", caption, tuple(panels))
+
+
+def draw_cell(panel: Panel, column: int, row: int, results: Sequence[Result]) -> None:
+    """Fill a place of the matrix: the more runs failed, the darker."""
+    lost, key = failed_of(results), quality(results)
+    panel.axes.bar(column, height=0.94, bottom=row - 0.47, width=0.96, color="#E69F00", alpha=0.08 + 0.8 * lost / len(results))
+    found = [value for result in results if math.isfinite(value := last(result, key))]
+    middle = f"\n{WORDS[key].partition(' ')[0]} {number(median(found))}" if found else ""
+    panel.write(f"{lost} of {len(results)}{middle}", (column, row), ha="center")
 
 
 # By a part of the endpoint's name; dots for all others.

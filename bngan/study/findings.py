@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 from bngan.study.endpoints import ENDPOINTS, has_failed
-from bngan.study.panel import Look, Marker, number
-from bngan.study.spec import AA, Contrast, Result, Run, Study, Value
+from bngan.study.panel import Look, number
+from bngan.study.spec import AA, Contrast, Result, Study, Value
 from bngan.study.statistics import clopper_pearson
 from bngan.study.verdicts import Estimate
 
 # Okabe and Ito's colours, which everybody can tell apart, without the yellow that white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("", "6 3", "2 2", "8 2 2 2")
-# Marker of an arm, by how its D normalizes; norms that know no batch have a ring.
-MARKERS: dict[str, Marker] = {"none": "circle", "joint": "square", "separate": "triangle", "other": "ring"}
+DASHES = ("-", "--", ":", "-.")
+MARKERS = {"none": "o", "joint": "s", "separate": "^"}  # by how D normalizes; hollow where its norm knows no batch
 BY_BATCH = ("batch", "reference", "ghost", "noisy")
 WORDS = {
     "fid": "FID",
@@ -54,9 +53,8 @@ class Findings:
         given = self.study.settings | settings
         norm = str(given.get("d_norm", "batch"))
         kind = str(given.get("batching", "joint")) if norm in BY_BATCH else norm
-        round_, colour = divmod(place, len(COLOURS))
-        marker = MARKERS.get(kind, MARKERS["other"])
-        return Look(label=label, colour=COLOURS[colour], marker=marker, dash=DASHES[round_ % len(DASHES)])
+        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
+        return Look(label, colour, marker=MARKERS.get(kind, "o"), dash=dash, hollow=kind not in MARKERS)
 
     @cached_property
     def _by_cell(self) -> dict[tuple[str, str, str], list[Result]]:
@@ -127,11 +125,6 @@ def ratios_to_precise(result: Result) -> dict[str, float]:
         for (iteration, weights, momentum), fids in found.items()
         if "running" in fids and (iteration, weights) in precise
     }
-
-
-def tip(run: Run, value: float) -> str:
-    """Return what a point says when pointed at."""
-    return f"{run.id}: {number(value)}"
 
 
 def failed_of(results: Sequence[Result]) -> int:

@@ -1,290 +1,205 @@
-"""How is one small panel of a figure drawn? As SVG that needs no library, in which every point says whose it is."""
+"""How is one small panel of a figure drawn? By matplotlib, as SVG, in one style; the same values always give the same bytes."""
 
+import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Literal, Self
+from operator import itemgetter
+from typing import Any, Literal
 
-Marker = Literal["circle", "square", "triangle", "diamond", "ring"]
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-WIDTH = 340  # of every panel, in the units of its viewBox: a telephone shows them one to one
-INNER_HEIGHT = 150
-LINE_HEIGHT = 15
-FONT_SIZE = 11
+WIDTH, HEIGHT, STRIP = 340, 150, 34  # of a panel, a plot, a strip above it, in points: a telephone shows them one to one
+LINE = 14  # of a heading or a legend
 INK, FAINT, SHADE = "#222222", "#6a6a6a", "#dfe6ec"
-HALO = 'stroke="white" stroke-width="2.5" paint-order="stroke"'  # so that text is read over lines
+STYLE = {
+    "svg.fonttype": "none",  # letters stay letters, to be found and read aloud
+    "svg.hashsalt": "bngan",  # so that a shape's name follows from the shape
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: as wide everywhere
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "figure.frameon": False,
+    "axes.facecolor": "none",
+    "axes.edgecolor": "#aaaaaa",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.borderpad": 0,
+}
+styled = style.context(STYLE, after_reset=True)  # to decorate what makes text; a person's own matplotlibrc changes nothing
+RULE: dict[str, Any] = {"color": FAINT, "linewidth": 0.8, "linestyle": "--", "zorder": 1.5}
+GROUP = re.compile(r' id="[A-Za-z0-9]+_[0-9]+"')  # matplotlib's numbers for groups, the same in every picture of a page
 
 
 @dataclass(frozen=True)
 class Look:
-    """How an arm is drawn, the same in every figure."""
+    """How an arm is drawn, the same in every figure; marker and dash are matplotlib's."""
 
     label: str
     colour: str
-    marker: Marker = "circle"
-    dash: str = ""
+    marker: str = "o"
+    dash: str = "-"
+    hollow: bool = False
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Properties of its lines."""
+        return {"color": self.colour, "linestyle": self.dash}
+
+    @property
+    def points(self) -> dict[str, Any]:
+        """Properties of its points: filled with a white edge, or hollow."""
+        face, edge = ("white", self.colour) if self.hollow else (self.colour, "white")
+        edges = {"markeredgecolor": edge, "markeredgewidth": 1.3 if self.hollow else 0.5}
+        return {"marker": self.marker, "markersize": 6, "markerfacecolor": face, **edges}
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A scale.
+class LogTicks(LogLocator):
+    """Places a few round numbers on a logarithmic scale, also on one that is shorter than a decade."""
 
-    Attributes:
-        label: the quantity and its unit.
-        low, high: its ends, 0 < low where it is logarithmic.
-        log: whether it is.
-        names: what stands at 0, 1, 2, ... in place of numbers.
-        marks: the numbers that are written; none means round ones.
-    """
-
-    label: str
-    low: float
-    high: float
-    log: bool = False
-    names: tuple[str, ...] = ()
-    marks: tuple[float, ...] = ()
-
-    @classmethod
-    def around(
-        cls, label: str, values: Sequence[float], *, log: bool = False, room: float = 0.06, marks: tuple[float, ...] = ()
-    ) -> Self:
-        """Return the scale that holds all finite values, with some room at both ends."""
-        seen = [math.log(value) if log else value for value in values if math.isfinite(value) and (value > 0 or not log)]
-        low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
-        spare = room * (high - low) or 0.1
-        ends = [math.exp(end) if log else end for end in (low - spare, high + spare)]
-        return cls(label=label, low=ends[0], high=ends[1], log=log, marks=marks)
-
-    @classmethod
-    def of_names(cls, names: Sequence[str], label: str = "") -> Self:
-        """Return the scale that has a place for each name."""
-        return cls(label=label, low=-0.5, high=len(names) - 0.5, names=tuple(names))
-
-    def share(self, value: float) -> float:
-        """Return where a value lies between the ends, 0 to 1; what is beyond lies at the end."""
-        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        if self.log:
-            value = math.log(value) if value > 0 else low
-        return min(max((value - low) / (high - low), 0.0), 1.0)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Return places and their text: names, or four to eight round numbers."""
-        if self.names:
-            return [(float(place), name) for place, name in enumerate(self.names)]
-        return [(value, number(value)) for value in self.marks or (self._log_ticks() if self.log else self._even_ticks())]
-
-    def _even_ticks(self) -> list[float]:
-        raw = (self.high - self.low) / 5
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [place * step for place in range(first, last + 1)]
-
-    def _log_ticks(self) -> list[float]:
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-            found = [factor * 10.0**decade for decade in decades for factor in factors]
-            found = [value for value in found if self.low <= value <= self.high]
-            if len(found) >= 3:
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Return the fewest that are at least three, each a round number times a power of ten."""
+        for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
+            found = LogLocator(base=10, subs=factors, numticks=100).tick_values(vmin, vmax)
+            if len(found := found[(vmin <= found) & (found <= vmax)]) >= 3:
                 return found
-        return self._even_ticks()
+        return MaxNLocator(nbins=5).tick_values(vmin, vmax)
 
 
-@dataclass
 class Panel:
-    """One set of axes; what is added first lies beneath.
+    """A plot under a heading and a legend.
 
     Attributes:
-        title: its heading.
-        x, y: its scales, y upwards; names of y run downwards, as one reads.
-        about: what it shows, in words, for those who cannot see it.
-        looks: what its legend explains.
-        inner_height: height of the plot.
-        strip: name of a strip of its own above the plot, as for failed runs; empty for none.
-        beside: room to the right of the plot, for what `aside` writes.
+        axes: the plot, in which figures draw what has no text.
     """
 
-    title: str
-    x: Axis
-    y: Axis
-    about: str
-    looks: Sequence[Look] = ()
-    inner_height: float = INNER_HEIGHT
-    strip: str = ""
-    beside: float = 12
-    parts: list[str] = field(default_factory=list)
-    rules: int = 0
+    @styled
+    def __init__(self, title: str, about: str, *, x: str = "", y: str = "", log: str = "", looks: Sequence[Look] = ()) -> None:
+        """Begin an empty plot.
 
-    def __post_init__(self) -> None:
-        self.headings = wrapped(self.title, 46)
-        self.legend_rows = _legend_rows(self.looks)
-        longest = max((len(text) for _, text in self.y.ticks()), default=0)
-        self.left = min(14 + 5.9 * longest, 130) + (14 if self.y.label else 0)
-        self.right = WIDTH - self.beside
-        self.top = 10 + LINE_HEIGHT * (len(self.headings) + len(self.legend_rows)) + (26 if self.strip else 0)
-        self.bottom = self.top + self.inner_height
+        Args:
+            title: its heading.
+            about: what it shows, in words, for those who cannot see it.
+            x, y: quantities and their units.
+            log: the axes that are logarithmic: x, y, xy or none.
+            looks: what the legend explains.
+        """
+        self.title, self.about, self.looks = title, about, looks
+        self.figure = Canvas()
+        self.axes: Axes = self.figure.add_subplot(xlabel=x, ylabel=y)
+        self.axes.set(**{f"{name}scale": "log" for name in log})
+        for name, axis in (("x", self.axes.xaxis), ("y", self.axes.yaxis)):
+            axis.set_major_locator(LogTicks() if name in log else MaxNLocator(nbins=5))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+            axis.set_minor_locator(NullLocator())
 
-    def across(self, value: float) -> float:
-        """Return where a value of x lies in the picture."""
-        return self.left + self.x.share(value) * (self.right - self.left)
+    @styled
+    def rows(self, names: Sequence[str]) -> None:
+        """Put names at y = 0, 1, 2, ..., downwards, as one reads."""
+        self.axes.set_yticks(range(len(names)), [textwrap.fill(name, width=20) for name in names])
+        self.axes.set_ylim(len(names) - 0.5, -0.5)
 
-    def down(self, value: float) -> float:
-        """Return where a value of y lies in the picture."""
-        share = self.y.share(value)
-        return self.top + (share if self.y.names else 1 - share) * (self.bottom - self.top)
+    @styled
+    def columns(self, names: Sequence[str]) -> None:
+        """Put names at x = 0, 1, 2, ..."""
+        self.axes.set_xticks(range(len(names)), names)
+        self.axes.set_xlim(-0.5, len(names) - 0.5)
 
-    def band(self, axis: Literal["x", "y"], low: float, high: float, colour: str = SHADE) -> None:
+    def points(self, x: Sequence[float], y: Sequence[float], look: Look, *, size: float = 6, alpha: float = 0.65) -> None:
+        """Draw points, whole also at the edge."""
+        self.axes.plot(x, y, **look.points | {"linestyle": "none", "markersize": size, "alpha": alpha, "clip_on": False})
+
+    def band(self, axis: Literal["x", "y"], low: float, high: float) -> None:
         """Shade all between two values."""
-        if axis == "x":
-            left, right = self.across(low), self.across(high)
-            self.parts.append(_box(left, self.top, right - left, self.bottom - self.top, colour))
-        else:
-            upper, lower = sorted((self.down(low), self.down(high)))
-            self.parts.append(_box(self.left, upper, self.right - self.left, lower - upper, colour))
+        (self.axes.axvspan if axis == "x" else self.axes.axhspan)(low, high, facecolor=SHADE, zorder=0.5)
 
-    def rule(self, axis: Literal["x", "y"], value: float, label: str = "") -> None:
-        """Draw a dashed line at a value, with its name; nothing where it lies beyond the scale."""
-        scale = self.x if axis == "x" else self.y
-        if not scale.low <= value <= scale.high:
-            return
-        if axis == "x":
-            place, anchor = self.across(value), "end" if scale.share(value) > 0.6 else "start"
-            self.parts.append(_path([(place, self.top), (place, self.bottom)], FAINT, 1, dash="4 3"))
-            y = self.top + 10 + 10 * (self.rules % 3)  # neighbours' names stand on different lines
-            x = place + (3 if anchor == "start" else -3)
-            self.parts.append(_text(x, y, label, anchor=anchor, colour=FAINT, size=9, more=HALO))
-            self.rules += 1
-        else:
-            place = self.down(value)
-            self.parts.append(_path([(self.left, place), (self.right, place)], FAINT, 1, dash="4 3"))
-            self.parts.append(_text(self.right - 2, place - 3, label, anchor="end", colour=FAINT, size=9, more=HALO))
+    def rules(self, axis: Literal["x", "y"], known: Mapping[str, float]) -> int:
+        """Draw a dashed line at each value within the scale, with its name; return how many have one.
 
-    def heading(self, row: int, text: str, word: str = "", colour: str = INK) -> None:
-        """Write over a whole row, and a word at its end."""
-        half = (self.bottom - self.top) / len(self.y.names) / 2
-        place = self.down(row)
-        self.parts.append(_box(1, place - half - 1, WIDTH - 2, 2 * half + 2, "white"))
-        self.parts.append(_text(6, place + 4, text, bold=True))
-        self.parts.append(_text(WIDTH - 6, place + 4, word, anchor="end", bold=True, colour=colour))
+        Names of values of x stand in lines of their own at the top, those of y at the right and the left by turns.
+        """
+        low, high = sorted(self.axes.get_xlim() if axis == "x" else self.axes.get_ylim())
+        names: dict[float, str] = {}
+        for name, value in sorted(known.items(), key=itemgetter(1)):
+            if low <= value <= high:
+                names[value] = f"{names[value]}, {name}" if value in names else name
+        for place, (value, text) in enumerate(names.items()):
+            if axis == "x":
+                self.axes.axvline(value, **RULE)
+                at, of, side = (value, 1), ("data", "axes fraction"), "right" if self.share(value) > 0.5 else "left"
+                shift = (-3 if side == "right" else 3, -5 - 9 * place)
+            else:
+                self.axes.axhline(value, **RULE)
+                at, of, side = (place % 2, value), ("axes fraction", "data"), ("left", "right")[place % 2]
+                shift = (0, 5)
+            self.write(text, at, of=of, shift=shift, ha=side, color=FAINT, fontsize=7.5, in_layout=False)
+        return len(names)
 
-    def aside(self, row: int, text: str) -> None:
-        """Write to the right of the plot."""
-        self.parts.append(_text(self.right + 6, self.down(row) + 3, text, size=9))
+    def strip(self, name: str, counts: Mapping[float, tuple[int, int]], look: Look) -> None:
+        """Draw above the plot, at each x, as many points as are lost, and their number of all."""
+        where = {"transform": self.axes.transAxes, "clip_on": False}
+        self.axes.add_patch(Rectangle((0, 1.02), width=1, height=STRIP / HEIGHT, facecolor="#f6e3da", **where))
+        self.write(name, (0, 1.09), of=("axes fraction", "axes fraction"), shift=(-5, 0), ha="right")
+        for x, (lost, total) in counts.items():
+            step = min(0.022, 0.8 / len(counts) / max(lost, 1))
+            shares = [self.share(x) + step * (place - (lost - 1) / 2) for place in range(lost)]
+            self.axes.plot(shares, [1.09] * lost, **look.points | where | {"linestyle": "none", "alpha": 0.65})
+            self.write(f"{lost} of {total}", (x, 1.19), of=("data", "axes fraction"), ha="center")
 
-    def dot(self, x: float, y: float, look: Look, tip: str, *, size: float = 3.2, faint: bool = True) -> None:
-        """Draw a point that says, when pointed at, whose it is."""
-        self.parts.append(_marker(self.across(x), self.down(y), look, size, tip, opacity=0.65 if faint else 1))
+    def share(self, x: float) -> float:
+        """Return where a value of x lies between the ends of the plot, 0 to 1."""
+        return (self.axes.transScale + self.axes.transLimits).transform((x, self.axes.get_ylim()[0]))[0]
 
-    def dot_in_strip(self, x: float, place: int, look: Look, tip: str) -> None:
-        """Draw a point in the strip above the plot, the first of those at x in its middle, the others beside it."""
-        beside = 7 * ((place + 1) // 2) * (1 if place % 2 else -1)
-        self.parts.append(_marker(self.across(x) + beside, self.top - 9, look, 3.2, tip, opacity=0.8))
+    @styled
+    def write(
+        self,
+        text: str,
+        place: tuple[float, float],
+        *,
+        of: tuple[str, str] = ("data", "data"),
+        shift: tuple[float, float] = (0, 0),
+        **properties: Any,
+    ) -> None:
+        """Write at a place of the plot, shifted by points; `of` and properties are those of matplotlib's annotations."""
+        given = {"fontsize": 8, "va": "center"} | properties
+        self.axes.annotate(text, place, xycoords=of, xytext=shift, textcoords="offset points", **given)
 
-    def count_in_strip(self, x: float, text: str) -> None:
-        """Write above the strip's points how many they are."""
-        self.parts.append(_text(self.across(x), self.top - 17, text, anchor="middle", size=9))
-
-    def line(self, points: Sequence[tuple[float, float]], look: Look, *, width: float = 2, opacity: float = 1) -> None:
-        """Draw a line through points (x, y)."""
-        places = [(self.across(x), self.down(y)) for x, y in points if math.isfinite(y)]
-        if len(places) > 1:
-            self.parts.append(_path(places, look.colour, width, opacity=opacity, dash=look.dash))
-
-    def area(self, lower: Sequence[tuple[float, float]], upper: Sequence[tuple[float, float]], look: Look) -> None:
-        """Shade between two lines of points (x, y)."""
-        places = [(self.across(x), self.down(y)) for x, y in [*lower, *reversed(upper)]]
-        outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        self.parts.append(f'<polygon points="{outline}" fill="{look.colour}" opacity="0.15"/>')
-
-    def whisker(self, y: float, low: float, high: float, look: Look, *, width: float = 1.5, beneath: float = 0) -> None:
-        """Draw an interval of x at a value of y, some units beneath it."""
-        place = self.down(y) + beneath
-        self.parts.append(_path([(self.across(low), place), (self.across(high), place)], look.colour, width))
-
-    def bar(self, x: float, low: float, high: float, look: Look, *, width: float = 1.5) -> None:
-        """Draw an interval of y at a value of x."""
-        self.parts.append(_path([(self.across(x), self.down(low)), (self.across(x), self.down(high))], look.colour, width))
-
-    def note(self, x: float, y: float, text: str, *, up: float = 0, colour: str = INK) -> None:
-        """Write beside a point, or some units above it."""
-        anchor = "middle" if up else "end" if self.x.share(x) > 0.75 else "start"
-        shift = {"middle": 0, "end": -6, "start": 6}[anchor]
-        self.parts.append(_text(self.across(x) + shift, self.down(y) - up + 3, text, anchor=anchor, size=9, colour=colour))
-
-    def cell(self, column: int, row: int, lines: Sequence[str], share: float) -> None:
-        """Fill a place of a table with a colour from white (0) to orange (1), and text."""
-        left, right = self.across(column - 0.5), self.across(column + 0.5)
-        upper, lower = self.down(row - 0.5), self.down(row + 0.5)
-        box = _box(left + 1, upper + 1, right - left - 2, lower - upper - 2, "#E69F00", opacity=0.08 + 0.8 * share)
-        self.parts.append(box)
-        for place, text in enumerate(lines):
-            y = (upper + lower) / 2 + 4 + 12 * (place - (len(lines) - 1) / 2)
-            self.parts.append(_text((left + right) / 2, y, text, anchor="middle", size=10))
-
-    def svg(self) -> str:
-        """Return the whole picture."""
-        height = self.bottom + (40 if self.x.label else 24)
-        return "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-                f'font-family="system-ui, sans-serif" font-size="{FONT_SIZE}">',
-                f"<title>{escape(self.title)}</title><desc>{escape(self.about)}</desc>",
-                *(_text(6, 15 + LINE_HEIGHT * row, text, bold=True) for row, text in enumerate(self.headings)),
-                *self._legend(),
-                *self._frame(),
-                *self.parts,
-                "</svg>",
-            ]
+    @styled
+    def svg(self, height: float = HEIGHT) -> str:
+        """Return the picture, with a plot of that height."""
+        heading = textwrap.wrap(self.title, width=46)
+        columns = 2 if all(len(look.label) <= 22 for look in self.looks) else 1
+        below = 6 + LINE * len(heading)
+        top = below + LINE * math.ceil(len(self.looks) / columns)
+        whole = top + height + 40
+        self.figure.set_size_inches(WIDTH / 72, whole / 72)
+        self.figure.text(
+            x=4 / WIDTH, y=1 - 3 / whole, s="\n".join(heading), va="top", weight="bold", fontsize=9.5, in_layout=False
         )
+        if self.looks:
+            handles = [Line2D([], [], label=look.label, **look.line | look.points) for look in self.looks]
+            legend = self.figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1 - below / whole), ncols=columns)
+            legend.set_in_layout(False)
+        self.figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - top / whole))
+        file = io.StringIO()
+        self.figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        return described(file.getvalue(), self.title, self.about)
 
-    def _legend(self) -> list[str]:
-        parts = []
-        for row, looks in enumerate(self.legend_rows):
-            x, y = 10.0, 11 + LINE_HEIGHT * (len(self.headings) + row)
-            for look in looks:
-                parts.append(_path([(x - 5, y), (x + 9, y)], look.colour, 1.5, dash=look.dash))
-                parts.append(_marker(x + 2, y, look, 3.2, "", opacity=1))
-                parts.append(_text(x + 13, y + 4, look.label))
-                x += _legend_width(look)
-        return parts
 
-    def _frame(self) -> list[str]:
-        parts = [_box(self.left, self.top, self.right - self.left, self.bottom - self.top, "none", edge="#bbbbbb")]
-        if self.strip:
-            parts.append(_box(self.left, self.top - 26, self.right - self.left, 26, "#f6e3da", edge="#bbbbbb"))
-            parts.append(_text(self.left - 5, self.top - 9, self.strip, anchor="end", size=9))
-        parts += self._labels_of_x() + self._labels_of_y()
-        return parts
-
-    def _labels_of_x(self) -> list[str]:
-        parts, free = [], 0.0
-        for value, text in self.x.ticks():
-            place, half = self.across(value), 0.3 * FONT_SIZE * len(text)
-            parts.append(_path([(place, self.bottom), (place, self.bottom + 4)], FAINT, 1))
-            middle = min(place, WIDTH - 3 - half)
-            if middle - half > free:
-                parts.append(_text(middle, self.bottom + 16, text, anchor="middle"))
-                free = middle + half
-        half = 0.27 * FONT_SIZE * len(self.x.label)
-        middle = max(min((self.left + self.right) / 2, WIDTH - 4 - half), WIDTH / 2 if half > WIDTH / 2 - 4 else 0)
-        return [*parts, _text(middle, self.bottom + 32, self.x.label, anchor="middle")]
-
-    def _labels_of_y(self) -> list[str]:
-        parts = []
-        for value, text in self.y.ticks():
-            place = self.down(value)
-            if not self.y.names:
-                parts.append(_path([(self.left, place), (self.right, place)], "#eeeeee", 1))
-            lines = wrapped(text, 20)
-            for row, line in enumerate(lines):
-                y = place + 4 + 12 * (row - (len(lines) - 1) / 2)
-                parts.append(_text(self.left - 6, y, line, anchor="end"))
-        if self.y.label:
-            middle = (self.top + self.bottom) / 2
-            turned = f'transform="rotate(-90 12 {middle:.1f})"'
-            parts.append(_text(12, middle, self.y.label, anchor="middle", more=turned))
-        return parts
+def described(svg: str, title: str, about: str) -> str:
+    """Return an SVG file as an element that says what it shows; groups lose their names, which another panel has too."""
+    head, _, body = svg[svg.index("<svg") :].partition(">")
+    words = f"<title>{escape(title)}</title><desc>{escape(about)}</desc>"
+    return f'{head} role="img">{words}{GROUP.sub("", body)}'
 
 
 def number(value: float | None) -> str:
@@ -302,70 +217,3 @@ def number(value: float | None) -> str:
 def span(ends: Sequence[float] | None) -> str:
     """Return an interval as a person writes it; nothing where there is none."""
     return f"{number(ends[0])} to {number(ends[1])}" if ends else ""
-
-
-def wrapped(text: str, width: int) -> list[str]:
-    """Return a text as lines of at most `width` letters, cut between words where it can be."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
-
-
-def _legend_width(look: Look) -> float:
-    return 28 + 5.6 * len(look.label)
-
-
-def _legend_rows(looks: Sequence[Look]) -> list[list[Look]]:
-    rows: list[list[Look]] = []
-    room = 0.0
-    for look in looks:
-        if _legend_width(look) > room:
-            rows.append([])
-            room = WIDTH - 10.0
-        rows[-1].append(look)
-        room -= _legend_width(look)
-    return rows
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    anchor: str = "start",
-    size: float = 0,
-    colour: str = INK,
-    bold: bool = False,
-    more: str = "",
-) -> str:
-    style = (f' font-size="{size:g}"' if size else "") + (' font-weight="600"' if bold else "") + (f" {more}" if more else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{style}>{escape(text)}</text>'
-
-
-def _box(x: float, y: float, width: float, height: float, fill: str, *, edge: str = "none", opacity: float = 1) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect {place} fill="{fill}" stroke="{edge}" fill-opacity="{opacity:.2f}"/>'
-
-
-def _path(places: Sequence[tuple[float, float]], colour: str, width: float, *, opacity: float = 1, dash: str = "") -> str:
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    style = f'stroke-width="{width:g}"' + (f' stroke-opacity="{opacity:g}"' if opacity < 1 else "")
-    style += f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" {style}/>'
-
-
-def _marker(x: float, y: float, look: Look, size: float, tip: str, *, opacity: float) -> str:
-    corners = {"square": [(-1, -1), (1, -1), (1, 1), (-1, 1)], "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)]}
-    corners["diamond"] = [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)]
-    filled = f'fill="{look.colour}" stroke="white" stroke-width="0.5" fill-opacity="{opacity:g}"'
-    if look.marker in corners:
-        points = " ".join(f"{x + size * a:.1f},{y + size * b:.1f}" for a, b in corners[look.marker])
-        shape = f'polygon points="{points}" {filled}'
-    elif look.marker == "ring":
-        shape = f'circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" fill="white" stroke="{look.colour}" stroke-width="1.5"'
-    else:
-        shape = f'circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" {filled}'
-    return f"<{shape}><title>{escape(tip)}</title></{shape.split()[0]}>" if tip else f"<{shape}/>"
