@@ -120,7 +120,7 @@ def spread(values: Sequence[float]) -> str:
 
 def draw_chart(steps: Mapping[str, Result], path: Path) -> None:
     """Draw the images per second of every side as an SVG, a panel for each recipe and device."""
-    import matplotlib  # the extra `charts`, which measuring does not need
+    import matplotlib  # which measuring does not need
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 1.9 * len(steps)), layout="constrained")

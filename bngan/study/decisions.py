@@ -1,7 +1,7 @@
 """What do the numbers decide? Of many studies at once: all functions take endpoints (..., n) of runs and give arrays (...)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bngan.study.endpoints import ENDPOINTS
-from bngan.study.spec import AA, Claim, Contrast, Result, Study
+from bngan.study.spec import AA, Claim, Contrast, Result, Run, Study
 from bngan.study.statistics import Array, Effect, Stratum, effect_of, equivalence_p, holm, interaction_limits
 
 Zone = Literal["supported", "contradicted", "no practical effect", "inconclusive"]
@@ -21,6 +21,9 @@ WORDS: tuple[Word, ...] = get_args(Word)
 SUPPORTED, CONTRADICTED, NO_EFFECT, INCONCLUSIVE, CONDITIONAL, NOT_INFORMATIVE = range(len(WORDS))
 TAIL = 0.025  # one end of a 95% interval
 
+# What is read of a run itself.
+RUN: Mapping[str, Callable[[Run], float]] = {"seed": lambda run: run.seed, "horizon": lambda run: run.iterations}
+
 Intervals = Mapping[tuple[int, int], tuple[Array, Array]]  # by the places of two contexts
 Codes = NDArray[np.int64]
 Values = Mapping[tuple[str, str, str, str], Mapping[str, Array]]  # by endpoint, block, context and arm; then values of axes
@@ -30,7 +33,7 @@ Values = Mapping[tuple[str, str, str, str], Mapping[str, Array]]  # by endpoint,
 
 
 def read_values(study: Study, results: Sequence[Result]) -> dict[tuple[str, str, str, str], dict[str, Array]]:
-    """Return what claims ask for, and the seeds, as the values of the runs of each arm, sorted by seed.
+    """Return what claims ask for, the seeds and the horizons, as the values of the runs of each arm, sorted by seed.
 
     Of a block with fresh runs these alone are reported; of one that has only pilots all are, with nothing selected.
 
@@ -45,7 +48,7 @@ def read_values(study: Study, results: Sequence[Result]) -> dict[tuple[str, str,
     for claim in study.claims:
         for contrast, context in product(contrasts_of(claim), claim.contexts):
             arms = [arm for arm in (contrast.arm, contrast.baseline) if arm is not None]
-            for block, arm, name in product(contrast.blocks, arms, (contrast.endpoint, "seed")):
+            for block, arm, name in product(contrast.blocks, arms, (contrast.endpoint, *RUN)):
                 if (name, block, context, arm) not in values:
                     found = runs[block, context, arm]
                     reported = [result for result in found if result.run.role == "fresh"] or found
@@ -58,7 +61,7 @@ def _by_axes(results: Sequence[Result], name: str, chosen: bool) -> dict[str, Ar
     found: dict[str, list[float]] = {}
     for result in results:
         axes = "chosen" if chosen and result.run.role == "fresh" else repr(result.run.axes)
-        found.setdefault(axes, []).append(result.run.seed if name == "seed" else ENDPOINTS[name].of(result))
+        found.setdefault(axes, []).append(RUN[name](result.run) if name in RUN else ENDPOINTS[name].of(result))
     return {axes: np.array(numbers, dtype=float) for axes, numbers in found.items()}
 
 
@@ -99,12 +102,14 @@ class Finding:
         zone: places in WORDS of the zones.
         p: one-sided, for what supports the claim.
         against: one-sided, for what contradicts it.
+        unreached: whether in both arms most runs have not come to what is waited for, so that equal times tell nothing.
     """
 
     effect: Effect
     zone: Codes
     p: Array
     against: Array
+    unreached: NDArray[np.bool_]
 
 
 def margin_of(contrast: Contrast) -> float:
@@ -131,9 +136,20 @@ def find(values: Values, contrast: Contrast, contexts: Sequence[str], rule: str,
     else:
         p, against = effect.p_above(-margin if rule == "not_worse" else margin), effect.p_below(-margin)
     supported = p <= (TAIL if rule == "not_worse" else TAIL / places)
-    none = (rule == "beyond") & (equivalent <= 2 * TAIL)
+    unreached = _unreached(values, contrast, contexts) if endpoint.of_means else np.zeros(equivalent.shape, dtype=bool)
+    none = (rule == "beyond") & (equivalent <= 2 * TAIL) & ~unreached
     zone = np.select([supported, against <= TAIL / places, none], [SUPPORTED, CONTRADICTED, NO_EFFECT], INCONCLUSIVE)
-    return Finding(effect, zone, p, against)
+    return Finding(effect, zone, p, against, unreached)
+
+
+def _unreached(values: Values, contrast: Contrast, contexts: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether in both arms more than half of the runs have the horizon for their time."""
+    times, horizons = (strata_of(values, contrast, contexts, name) for name in (contrast.endpoint, "horizon"))
+    late = []
+    for arm in ("arm", "baseline"):
+        both = [(getattr(time, arm), getattr(horizon, arm)) for time, horizon in zip(times, horizons, strict=True)]
+        late.append(np.concatenate([time >= horizon for time, horizon in both if time is not None], axis=-1).mean(axis=-1))
+    return (late[0] > 0.5) & (late[1] > 0.5)
 
 
 def find_overall(values: Values, contrast: Contrast, contexts: Sequence[str], rule: str) -> Finding:
@@ -145,7 +161,7 @@ def find_overall(values: Values, contrast: Contrast, contexts: Sequence[str], ru
     if rule != "not_worse":
         return pooled
     each = [find(values, contrast, (context,), rule, len(contexts)) for context in contexts]
-    return Finding(pooled.effect, *together(each))
+    return Finding(pooled.effect, *together(each), pooled.unreached)
 
 
 def together(findings: Sequence[Finding]) -> tuple[Codes, Array, Array]:

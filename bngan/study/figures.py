@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, product
 from statistics import fmean, geometric_mean, median
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from bngan.study.findings import (
     in_margins,
     interval_of_median,
     last,
+    number,
     quality,
     rate_interval,
     ratios_to_precise,
     series,
 )
-from bngan.study.panel import FAINT, HEIGHT, SHADE, STRIP, Look, Panel, number
+from bngan.study.panel import FAINT, HEIGHT, SHADE, STRIP, Look, Panel
 from bngan.study.spec import DEFAULTS, Claim, Contrast, Result
 from bngan.study.verdicts import Estimate, Verdict
 
@@ -118,14 +120,16 @@ def forest(verdicts: Sequence[Verdict], reach: float = 4.0) -> Figure:
     )
     rows: list[str] = []
     for verdict in verdicts:
-        for place, line in enumerate(textwrap.wrap(f"{verdict.claim.name}. {verdict.claim.statement}", width=30)):
+        for place, line in enumerate(textwrap.wrap(f"{verdict.claim.name}. {verdict.claim.statement}", width=38)):
             draw_heading(panel, len(rows), line, verdict.word if place == 0 else "")
             rows.append("")
         for estimate in verdict.estimates:
             draw_estimate(panel, len(rows), estimate, reach)
             rows.append(estimate.context or "together")
-    panel.rows(rows)
+        rows.append("")
+    panel.rows(rows[:-1])
     panel.axes.set_xlim(-reach, reach)
+    panel.axes.spines["left"].set_visible(False)
     panel.axes.tick_params(axis="y", length=0)
     caption = (
         "To the right: as claimed. Thin line: 95% interval; thick: 90%; shaded: too small to matter. Supported: the thin "
@@ -133,28 +137,28 @@ def forest(verdicts: Sequence[Verdict], reach: float = 4.0) -> Figure:
         "within it; else this study cannot tell. Of a claim that there is no difference, within it is supported. What lies "
         f"beyond {reach:g} margins is drawn at the edge. Numbers: x is a ratio, + or - a difference."
     )
-    picture = panel.svg(height=18 * len(rows))
+    picture = panel.svg(height=15 * len(rows))
     return Figure(name="overview", title="Every claim in every context", caption=caption, panels=(picture,), wide=True)
 
 
 def draw_heading(panel: Panel, row: int, text: str, word: str) -> None:
     """Write a line of a claim over a whole row, and its verdict at the end."""
     style = {"fontsize": 9, "weight": "bold", "in_layout": False}
-    panel.write(text, (0, row), of=("figure fraction", "data"), shift=(4, 0), **style)
-    panel.write(word, (1, row), of=("figure fraction", "data"), shift=(-4, 0), ha="right", color=VERDICTS.get(word), **style)
+    panel.write(text, (0, row), ("figure fraction", "data"), shift=(4, 0), **style)
+    panel.write(word, (1, row), ("figure fraction", "data"), shift=(-4, 0), ha="right", color=VERDICTS.get(word), **style)
 
 
 def draw_estimate(panel: Panel, row: int, estimate: Estimate, reach: float) -> None:
     """Draw one line of the forest over its part of the shade, and its numbers beside it."""
     look = ZONES[estimate.zone]
-    panel.axes.barh(row, width=2, left=-1, height=1, color=SHADE, zorder=0.5)
+    panel.axes.barh(row, width=2, left=-1, height=1.02, color=SHADE, zorder=0.5)
     panel.axes.vlines(0, row - 0.5, row + 0.5, color=FAINT, linewidth=0.8, zorder=1)
     for interval, width in ((estimate.interval95, 1.5), (estimate.interval90, 4)):
         ends = np.clip([in_margins(estimate, end) for end in interval], -reach, reach)
         panel.axes.hlines(row, min(ends), max(ends), color=look.colour, linewidth=width)
     value = np.clip(in_margins(estimate, estimate.value), -reach, reach)
     panel.points([value], [row], look, size=7, alpha=1)
-    panel.write(effect_text(estimate), (1, row), of=("axes fraction", "data"), shift=(7, 0))
+    panel.write(effect_text(estimate), (1, row), ("axes fraction", "data"), shift=(10, 0))
 
 
 # Which figures --------------------------------------------------------------------------------------------------------
@@ -281,12 +285,12 @@ def failure_panel(findings: Findings, view: View, title: str, arms: Cells) -> st
     panel.rows([findings.looks[arm].label for arm in arms])
     panel.axes.set_xlim(-0.02, 1.02)
     if band := view.indifferent("failure", arms):
-        panel.band("x", *band)
+        panel.axes.axvspan(*band, facecolor=SHADE, zorder=0.5)
     for place, (arm, results) in enumerate(arms.items()):
         look, lost = findings.looks[arm], failed_of(results)
-        panel.axes.hlines(place, *rate_interval(lost, len(results)), color=look.colour)
+        panel.axes.hlines(place, *rate_interval(lost, len(results)), color=look.colour, linewidth=1.5)
         panel.points([lost / len(results)], [place], look, size=8, alpha=1)
-        panel.write(f"{lost} of {len(results)}", (1, place), of=("axes fraction", "data"), shift=(6, 0))
+        panel.write(f"{lost} of {len(results)}", (1, place), ("axes fraction", "data"), shift=(6, 0))
     return panel.svg(height=30 * len(arms) + 10)
 
 
@@ -324,7 +328,7 @@ def arrival_panel(findings: Findings, view: View, endpoint: str, where: str, arm
     )
     panel.axes.set(xlim=(start, horizon), ylim=(0, 1.02))
     if band := view.indifferent(endpoint, arms):
-        panel.band("x", *band)
+        panel.axes.axvspan(*band, facecolor=SHADE, zorder=0.5)
     for arm, values in times.items():
         arrived = [time for time in values if time < horizon]
         shares = [place / len(values) for place in range(len(arrived) + 1)]
@@ -362,13 +366,17 @@ def curve_panels(findings: Findings, view: View, key: str, block: str, context: 
     )
     for look, lines in bundles.items():
         draw_bundle(panel, lines, look)
+    x, y = zip(*chain(*chain(*bundles.values())), strict=True)
+    panel.axes.set(xlim=ends_of(x, log=True), ylim=ends_of(y, log=logarithmic(key)))
     panel.rules("y", findings.known(block, key))
     return [panel.svg()]
 
 
 def draw_bundle(panel: Panel, lines: Sequence[Sequence[tuple[float, float]]], look: Look) -> None:
-    """Draw lines thin, their median thick, and where there are five the band that holds 80% of them."""
+    """Draw lines thin, or as points where they have but one, their median thick, and a band that holds 80% of five or more."""
     panel.axes.add_collection(LineCollection(lines, colors=look.colour, linewidths=0.6, alpha=0.35))
+    lone = [line[0] for line in lines if len(line) == 1]
+    panel.points([x for x, _ in lone], [y for _, y in lone], look, size=3.5)
     at: dict[float, list[float]] = {}
     for x, y in sorted(point for line in lines for point in line):
         at.setdefault(x, []).append(y)
@@ -446,7 +454,7 @@ def rows_panel(
     panel = Panel(title, about, x=label, log="x" if log else "")
     panel.rows([f"{look.label}, n\u00a0{len(row)}" for look, row in rows.items()])
     if band:
-        panel.band("x", *band)
+        panel.axes.axvspan(*band, facecolor=SHADE, zorder=0.5)
     for place, (look, row) in enumerate(rows.items()):
         draw_row(panel, place, look, row)
     names = panel.rules("x", lines)  # above the first row
@@ -484,7 +492,7 @@ def coverage_panel(findings: Findings, view: View, block: str, context: str, arm
         controls[place] = f"{controls[place]}; {name}" if place in controls else name
     letters = [
         (place, Look(f"{letter}: {name}", FAINT, hollow=True, dash="none"))
-        for letter, (place, name) in zip("abcdefghijklm", controls.items(), strict=False)
+        for letter, (place, name) in zip(ascii_lowercase, controls.items(), strict=False)
     ]
     panel = Panel(
         f"{context}, block {block}: coverage against FID",
@@ -496,11 +504,11 @@ def coverage_panel(findings: Findings, view: View, block: str, context: str, arm
     )
     for (fid, share), look in letters:
         panel.points([fid], [share], look, alpha=1)
-        panel.write(look.label[0], (fid, share), shift=(0, 9), ha="center", color=FAINT)
+        panel.write(look.label[0], (fid, share), ("data", "data"), shift=(0, 9), ha="center", color=FAINT)
     for arm, results in arms.items():
         runs = [result for result in results if series(result, "coverage", view.weights)]
-        xy = ([last(run, key, view.weights) for run in runs] for key in ("fid", "coverage"))
-        panel.points(*xy, findings.looks[arm])
+        x, y = ([last(run, key, view.weights) for run in runs] for key in ("fid", "coverage"))
+        panel.points(x, y, findings.looks[arm])
     panel.axes.set_ylim(-0.03, 1.05)
     return panel.svg(height=220)
 
@@ -589,7 +597,7 @@ def draw_cell(panel: Panel, column: int, row: int, results: Sequence[Result]) ->
     panel.axes.bar(column, height=0.94, bottom=row - 0.47, width=0.96, color="#E69F00", alpha=0.08 + 0.8 * lost / len(results))
     found = [value for result in results if math.isfinite(value := last(result, key))]
     middle = f"\n{WORDS[key].partition(' ')[0]} {number(median(found))}" if found else ""
-    panel.write(f"{lost} of {len(results)}{middle}", (column, row), ha="center")
+    panel.write(f"{lost} of {len(results)}{middle}", (column, row), ("data", "data"), ha="center")
 
 
 # By a part of the endpoint's name; dots for all others.

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 from bngan.study.endpoints import ENDPOINTS, has_failed
-from bngan.study.panel import Look, number
+from bngan.study.panel import Look
 from bngan.study.spec import AA, Contrast, Result, Study, Value
 from bngan.study.statistics import clopper_pearson
 from bngan.study.verdicts import Estimate
@@ -42,11 +42,12 @@ class Findings:
 
     @cached_property
     def looks(self) -> dict[str, Look]:
-        """How each arm is drawn, everywhere the same; the arm that is one again comes last."""
+        """How each arm is drawn, everywhere the same; the arm that is one again comes last, with another dash."""
         looks = {name: self._look(place, arm.label, arm.settings) for place, (name, arm) in enumerate(self.study.arms.items())}
-        again = [self.study.arms[arm] for block in self.study.blocks for arm in block.aa.values()]
+        again = [arm for block in self.study.blocks for arm in block.aa.values()]
         if again:
-            looks[AA] = self._look(len(looks), f"{again[0].label}, again (A/A)", again[0].settings)
+            dash = DASHES[DASHES.index(looks[again[0]].dash) - 2]
+            looks[AA] = replace(looks[again[0]], label=f"{looks[again[0]].label}, again (A/A)", dash=dash)
         return looks
 
     def _look(self, place: int, label: str, settings: dict[str, Value]) -> Look:
@@ -133,6 +134,23 @@ def failed_of(results: Sequence[Result]) -> int:
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """Return a number to three digits as a person writes it; nothing where there is none."""
+    if value is None or math.isnan(value):
+        return ""
+    if value == 0 or math.isinf(value):
+        return f"{value:g}"
+    if 1e-3 <= abs(value) < 1e6:
+        return f"{float(f'{value:.3g}'):,.10g}"
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def span(ends: Sequence[float] | None) -> str:
+    """Return an interval as a person writes it; nothing where there is none."""
+    return f"{number(ends[0])} to {number(ends[1])}" if ends else ""
 
 
 @cache

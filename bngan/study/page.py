@@ -176,7 +176,7 @@ figcaption { font-size: 0.9rem; color: var(--faint); max-width: 75ch; margin-bot
 figcaption b { color: var(--ink); }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr));
   gap: 12px; align-items: start; }
-.panels.wide { grid-template-columns: minmax(0, 660px); }
+.panels.wide { grid-template-columns: minmax(0, 480px); }
 .panel { border: 1px solid var(--edge); border-radius: 6px; padding: 4px; break-inside: avoid; }
 .panel svg { display: block; width: 100%; height: auto; }
 .strips { display: grid; grid-template-columns: repeat(3, 1fr); gap: 10px; }
@@ -210,7 +210,6 @@ summary { cursor: pointer; font-weight: 600; }
   h2, h3 { break-after: avoid; }
   tr, .strip { break-inside: avoid; }
   .panels { grid-template-columns: repeat(2, 1fr); }
-  .panels.wide { grid-template-columns: minmax(0, 480px); }
   .badge { color: #000; background: none !important; border: 1.5px solid #000; }
   table { font-size: 8pt; }
 }

@@ -126,6 +126,7 @@ def simulate(study: Study, truths: Mapping[str, Truth], studies: int, seed: int)
             runs[name, context, arm] = dict(_runs(block, blocks, arm, truth, studies, generator))
         drawn = runs[name, context, arm]
         values[endpoint, name, context, arm] = {axes: _endpoint(endpoint, *of, block.iterations) for axes, of in drawn.items()}
+        values["horizon", name, context, arm] = {axes: np.full(fid.shape, block.iterations) for axes, (fid, _) in drawn.items()}
     return values
 
 

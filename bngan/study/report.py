@@ -15,9 +15,8 @@ from bngan.networks import build_networks
 from bngan.settings import Settings
 from bngan.study.endpoints import ENDPOINTS, Kind, badness, has_failed
 from bngan.study.figures import View, figures_of_claim, forest, rates, slug
-from bngan.study.findings import Findings, effect_text, failed_of, interval_of_median, rate_interval
+from bngan.study.findings import Findings, effect_text, failed_of, interval_of_median, number, rate_interval, span
 from bngan.study.page import Code, Heading, Part, Picture, Pictures, Table, as_html, as_markdown, markdown_table
-from bngan.study.panel import number, span
 from bngan.study.power import power_table
 from bngan.study.record import REFERENCES, RESULTS, SAMPLES
 from bngan.study.spec import Block, Claim, Result, Study, Value

@@ -180,6 +180,7 @@ def _estimate(values: Values, contrast: Contrast, contexts: Sequence[str], rule:
     n = sum(stratum.arm.shape[-1] for stratum in strata)
     low, high = finding.effect.limits(1 - 2 * TAIL / (1 if rule == "not_worse" else places))
     zone = int(finding.zone)
+    more_would_tell = zone == INCONCLUSIVE and not finding.unreached
     return Estimate(
         contrast=contrast,
         context=None if pooled else contexts[0],
@@ -189,7 +190,7 @@ def _estimate(values: Values, contrast: Contrast, contexts: Sequence[str], rule:
         n=(n, sum(0 if stratum.baseline is None else stratum.baseline.shape[-1] for stratum in strata)),
         zone=ZONES[zone],
         p=float(finding.p),
-        needed=seeds_needed(n, float(high - low) / 2, margin_of(contrast)) if zone == INCONCLUSIVE else None,
+        needed=seeds_needed(n, float(high - low) / 2, margin_of(contrast)) if more_would_tell else None,
         sensitivity=_sensitivity(values, contrast, contexts, strata),
     )
 
@@ -264,6 +265,8 @@ def _sentence(
 
 
 def _said(claim: Claim, decision: Decision, estimate: Estimate) -> str:
+    if int(decision.overall.zone) == INCONCLUSIVE and decision.overall.unreached:
+        return "in both arms most runs never came so far, so that equal times tell nothing"
     margin = margin_of(claim.primary)
     ends = sorted(_shown(claim.primary, end) for end in (-margin, margin))
     return SAID[int(decision.overall.zone), claim.rule].format(
@@ -297,6 +300,8 @@ def _would_change(claim: Claim, decision: Decision, estimate: Estimate) -> str:
         return "Contexts that differ by less than the margin, or whose difference has an interval that reaches within it."
     if word == INCONCLUSIVE and int(decision.overall.zone) != INCONCLUSIVE:
         return "More runs, and so a smaller p-value, or support for all that must be supported as well."
+    if word == INCONCLUSIVE and decision.overall.unreached:
+        return "Longer runs, of which most come so far."
     if word == INCONCLUSIVE:
         wanted = f"about {estimate.needed:,}" if estimate.needed and estimate.needed > estimate.n[0] else "more"
         return f"With {wanted} runs of an arm in place of {estimate.n[0]:,} the interval would be narrow enough to tell."

@@ -7,12 +7,13 @@ from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib import rc_context
 from scipy.stats import binom
 
 from bngan.study.endpoints import ENDPOINTS, has_failed
-from bngan.study.figures import Figure, View, arrivals, dots, figures_of_claim, forest, rates
-from bngan.study.findings import COLOURS, Findings, in_margins, interval_of_median, ratios_to_precise
-from bngan.study.panel import WIDTH, Axis, Look, Panel, number, span, wrapped
+from bngan.study.figures import ZONES, View, arrivals, curve_panels, dots, figures_of_claim, forest, rates
+from bngan.study.findings import COLOURS, Findings, in_margins, interval_of_median, number, ratios_to_precise, series, span
+from bngan.study.panel import SHADE, WIDTH, LogTicks, Look, Panel
 from bngan.study.spec import Arm, Contrast
 from bngan.study.verdicts import Estimate, Verdict, judge
 from tests.study.made_up import made_up_results, made_up_study
@@ -31,9 +32,10 @@ def view(*contrasts: Contrast, block: str = "F") -> View:
     return View("x", contrasts, (block,), ("T", "B"), FINDINGS.arms_of([LESS, *contrasts]))
 
 
-def tips(figure: Figure) -> list[str]:
-    """Return what the points of a figure say."""
-    return [tip for panel in figure.panels for tip in re.findall(r"><title>([^<]*)</title></", panel)]
+def marks(picture: str, look: Look, *, faint: bool = False) -> list[tuple[float, float]]:
+    """Return where a picture has points of a look, or only the faint ones: those of runs."""
+    found = re.findall(rf'<use [^>]*x="(.*?)" y="(.*?)" style="fill: {look.colour.lower()};(.*?)"', picture)
+    return [(float(x), float(y)) for x, y, style in found if not faint or "fill-opacity: 0.65" in style]
 
 
 # Panels ---------------------------------------------------------------------------------------------------------------
@@ -45,33 +47,32 @@ def test_numbers_are_written_to_three_digits() -> None:
     assert (span((0.1, 2)), span(None)) == ("0.1 to 2", "")
 
 
-def test_a_logarithmic_scale_has_the_geometric_middle_in_its_middle() -> None:
-    scale = Axis(label="", low=1, high=100, log=True)
-    assert [scale.share(value) for value in (1, 10, 100, 1000, 0)] == pytest.approx([0, 0.5, 1, 1, 0])
-    assert Axis(label="", low=1, high=100).share(50.5) == pytest.approx(0.5)
+@pytest.mark.parametrize("ends", [(0.9, 2.1), (0.2, 40), (9e-5, 1.1e-2), (99, 105), (1e-4, 1e4)])
+def test_logarithmic_scales_have_a_few_round_ticks_within_their_ends(ends: tuple[float, float]) -> None:
+    ticks = [tick for tick in LogTicks().tick_values(*ends) if ends[0] <= tick <= ends[1]]
+    assert 3 <= len(ticks) <= 9
+    assert all(float(f"{tick:.4g}") == pytest.approx(tick) for tick in ticks)
 
 
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("ends", [(1, 2), (0.2, 40), (3, 3), (1e-4, 1e-2), (100, 104)])
-def test_scales_have_a_few_round_ticks_within_their_ends(ends: tuple[float, float], log: bool) -> None:
-    scale = Axis.around("", ends, log=log)
-    ticks = [value for value, _ in scale.ticks()]
-    assert 2 <= len(ticks) <= 12
-    assert all(scale.low <= tick <= scale.high for tick in ticks)
-    assert scale.low < min(ends)
-    assert scale.high > max(ends)
+def test_numbers_run_up_but_names_down_and_a_number_of_runs_is_not_torn() -> None:
+    panel = Panel("", "")
+    low, high = panel.axes.get_ylim()
+    assert low < high
+    panel.rows(["none", "BN in both, joint, n\u00a06"])
+    low, high = panel.axes.get_ylim()
+    assert low > high
+    assert [label.get_text() for label in panel.axes.get_yticklabels()] == ["none", "BN in both, joint,\nn\u00a06"]
 
 
-def test_what_is_high_is_up_but_names_run_down() -> None:
-    numbers = Panel("", Axis("", 0, 1), Axis("", 0, 1), "")
-    assert numbers.down(1) < numbers.down(0)
-    names = Panel("", Axis("", 0, 1), Axis.of_names(["first", "second"]), "")
-    assert names.down(0) < names.down(1)
-
-
-def test_long_texts_are_cut_between_words() -> None:
-    assert wrapped("batch norm in both", 10) == ["batch norm", "in both"]
-    assert wrapped("normalization", 8) == ["normali…"]
+def test_lines_at_known_values_have_names_and_those_beyond_the_scale_are_left_out() -> None:
+    panel = Panel("", "", log="x")
+    panel.axes.set_xlim(1, 100)
+    assert panel.share(10) == pytest.approx(0.5)
+    assert panel.rules("x", {"floor": 2, "beyond": 200, "the same": 2, "control": 50}) == 2
+    picture = panel.svg()
+    assert ">floor, the same<" in picture
+    assert ">control<" in picture
+    assert "beyond" not in picture
 
 
 def test_all_panels_are_well_formed_and_nothing_lies_outside(verdicts: list[Verdict]) -> None:
@@ -86,17 +87,33 @@ def test_all_panels_are_well_formed_and_nothing_lies_outside(verdicts: list[Verd
         assert root[0].tag.endswith("title")
         assert root[0].text
         for element in root.iter():
-            points = [*element.get("points", "").split(), f"{element.get('cx', '1')},{element.get('cy', '1')}"]
-            for x, y in (map(float, point.split(",")) for point in points):
-                assert -8 <= x <= WIDTH + 8
+            if "x" in element.attrib:
+                x, y = float(element.attrib["x"]), float(element.attrib["y"])
+                assert -1 <= x <= WIDTH + 1
                 assert 0 <= y <= height
 
 
-def test_names_are_text_and_no_markup() -> None:
-    panel = Panel("<b>&", Axis("<i>", 0, 1), Axis.of_names(['"<u>"']), "", looks=[Look("<s>", "#000000")])
-    panel.dot(0, 0, Look("", "#000000"), "</title><script>")
-    texts = [element.text for element in ElementTree.fromstring(panel.svg()).iter() if element.text]
-    assert {"<b>&", "<i>", '"<u>"', "<s>", "</title><script>"} <= set(texts)
+def test_panels_share_no_names_but_those_of_equal_shapes() -> None:
+    shapes: dict[str, set[bytes]] = {}
+    for panel in [*dots(FINDINGS, view(LESS)).panels, *rates(FINDINGS, view(block="A")).panels]:
+        for element in ElementTree.fromstring(panel).iter():
+            if "id" in element.attrib:
+                shapes.setdefault(element.attrib["id"], set()).add(ElementTree.tostring(element).strip())
+    assert len(shapes) > 5
+    assert all(len(alike) == 1 for alike in shapes.values())
+
+
+def test_names_are_text_and_no_markup_or_mathematics() -> None:
+    panel = Panel("<b>&", "</desc><script>", x="<i>", looks=[Look("<s>", "#000000")])
+    panel.rows(['"<u>"', "$x^2$"])
+    root = ElementTree.fromstring(panel.svg())
+    assert {"<b>&", "</desc><script>", "<i>", '"<u>"', "<s>", "$x^2$"} <= {element.text for element in root.iter()}
+
+
+def test_what_a_person_has_set_for_matplotlib_changes_nothing() -> None:
+    picture = dots(FINDINGS, view(LESS)).panels[0]
+    with rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": True}):
+        assert dots(FINDINGS, view(LESS)).panels[0] == picture
 
 
 # Arms -----------------------------------------------------------------------------------------------------------------
@@ -107,7 +124,8 @@ def test_an_arms_look_tells_how_its_d_normalizes_and_no_two_are_alike() -> None:
     arms["s"] = Arm("s", {"batching": "separate"})
     arms["l"] = Arm("l", {"d_norm": "layer"})
     looks = Findings(replace(STUDY, arms=STUDY.arms | arms), ()).looks
-    assert [looks[name].marker for name in ("a0", "a3", "s", "l", "aa")] == ["circle", "square", "triangle", "ring", "square"]
+    found = {name: (looks[name].marker, looks[name].hollow) for name in ("a0", "a3", "s", "l", "aa")}
+    assert found == {"a0": ("o", False), "a3": ("s", False), "s": ("^", False), "l": ("o", True), "aa": ("s", False)}
     assert len({(look.colour, look.dash) for look in looks.values()}) == len(looks) > len(COLOURS)
 
 
@@ -162,17 +180,31 @@ def test_ratios_to_precise_are_those_of_the_fids() -> None:
 
 def test_every_run_is_a_point_and_failed_ones_are_counted_above() -> None:
     figure = rates(FINDINGS, view(block="A"))
-    runs = [result for result in FINDINGS.results if result.run.block == "A" and result.run.arm in ("a0", "a3")]
-    assert sorted(tip.partition(":")[0] for tip in tips(figure) if "/" in tip) == sorted(result.run.id for result in runs)
-    counted = [int(lost) for panel in figure.panels for lost in re.findall(r'font-size="9">(\d+) of 3<', panel)]
-    assert sum(counted) == sum(map(has_failed, runs)) > 0
+    arms = {
+        arm: [result for result in FINDINGS.results if (result.run.block, result.run.arm) == ("A", arm)] for arm in ("a0", "a3")
+    }
+    for arm, runs in arms.items():
+        assert sum(len(marks(panel, FINDINGS.looks[arm], faint=True)) for panel in figure.panels) == len(runs)
+    counted = [int(lost) for panel in figure.panels for lost in re.findall(r">(\d+) of 3<", panel)]
+    assert sum(counted) == sum(has_failed(run) for runs in arms.values() for run in runs) > 0
+
+
+def test_runs_that_were_looked_at_once_are_points_within_the_plot() -> None:
+    last_look = [
+        replace(result, measured=[entry for entry in result.measured if entry["iteration"] == 1404])
+        for result in FINDINGS.runs("F", "T", "a3")
+    ]
+    runs = [result for result in last_look if series(result, "fid")]
+    (picture,) = curve_panels(FINDINGS, view(LESS), "fid", "F", "T", {"a3": runs})
+    found_at = [x for x, _ in marks(picture, FINDINGS.looks["a3"]) if x > WIDTH / 4]  # the legend's stands at the left
+    assert len(found_at) == len(runs) + 1 > 2  # and their median
+    assert max(found_at) < 3 * WIDTH / 4
 
 
 def test_arrivals_mark_the_restricted_mean() -> None:
-    contrast = replace(LESS, endpoint="time_to_useful")
-    figure = arrivals(FINDINGS, view(contrast))
+    figure = arrivals(FINDINGS, view(replace(LESS, endpoint="time_to_useful")))
     mean = fmean(ENDPOINTS["time_to_useful"].of(result) for result in FINDINGS.runs("F", "T", "a3"))
-    assert f"BN in both, joint: restricted mean {number(mean)} iterations, n 6" in tips(figure)
+    assert f"BN in both, joint: restricted mean {number(mean)} iterations, n 6" in figure.panels[0]
 
 
 def test_what_is_too_close_to_the_baseline_is_shaded() -> None:
@@ -225,8 +257,8 @@ def test_the_forest_draws_an_effect_beyond_its_margin_beyond_the_shade(verdicts:
     (verdict,) = (verdict for verdict in verdicts if verdict.claim.name == "4")
     assert verdict.word == "supported"
     picture = forest([verdict]).panels[0]
-    shade = re.search(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="[\d.]+" fill="#dfe6ec"', picture)
-    dots_drawn = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', picture)]
-    assert shade is not None
-    assert len(dots_drawn) == len(verdict.estimates)
-    assert min(dots_drawn) > sum(map(float, shade.groups()))
+    shades = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: {SHADE}', picture)
+    right = max(float(x) for shade in shades for x in re.findall(r"[ML] ([\d.]+)", shade))
+    dots_drawn = marks(picture, ZONES["supported"])
+    assert len(shades) == len(dots_drawn) == len(verdict.estimates)
+    assert min(x for x, _ in dots_drawn) > right

@@ -212,7 +212,9 @@ def test_block_may_choose_for_itself_and_for_a_context_of_another_name(tmp_path:
     content["contexts"]["Long"] = {"lr_decay_start": 0.5}
     content["blocks"]["F"] |= {"arms": {"Long": ["a3"]}, "chosen_as": {"Long": "B"}, "aa": {"Long": "a3"}}
     primary = {"arm": "a3", "blocks": "F", "endpoint": "running_to_precise", "margin": 1.05, "better": "less"}
-    content["claims"] = [{"name": 5, "statement": "Either will do.", "contexts": ["Long"], "primary": primary, "rule": "within"}]
+    content["claims"] = [
+        {"name": 5, "statement": "Either will do.", "contexts": ["Long"], "primary": primary, "rule": "within"}
+    ]
     study = read_study(written(tmp_path, yaml.safe_dump(content)))
     assert [len(planned_runs(study, block)) for block in study.blocks] == [4 * (2 * 2 + 3), 12 + 12]
 

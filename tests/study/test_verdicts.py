@@ -86,6 +86,17 @@ def test_more_is_less_turned_round() -> None:
     assert word(claim(contrast(better="more")), given) == "contradicted"
 
 
+@pytest.mark.parametrize(
+    ("late", "base_late", "expected"),
+    [(6, 6, "no practical effect"), (7, 7, "inconclusive"), (12, 12, "inconclusive"), (0, 12, "supported")],
+)
+def test_equal_times_tell_nothing_where_most_runs_never_come_so_far(late: int, base_late: int, expected: str) -> None:
+    times = {"a": [700.0] * (12 - late) + [1000.0] * late, "b": [700.0] * (12 - base_late) + [1000.0] * base_late}
+    given = {("time_to_useful", "F", "T", arm): {"": np.array(seen)} for arm, seen in times.items()}
+    given |= {("horizon", "F", "T", arm): {"": np.full(12, 1000.0)} for arm in times}
+    assert word(claim(contrast(endpoint="time_to_useful")), given) == expected
+
+
 def test_many_claims_ask_for_smaller_p_values() -> None:
     # The interval by itself is just beyond the margin; beside 8 claims without effect that is not enough.
     assert words(0.67, 0.2) == "supported"
