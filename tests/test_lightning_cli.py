@@ -89,7 +89,8 @@ def test_setting_without_effect_is_refused_where_it_is_typed_and_told_of_in_a_fi
     assert go_on(*small, "--model.bn_eps=1e-3", "--model.g_norm=layer", iterations=1) == 2
     assert "--model.bn_eps 0.001 has no effect where g_norm and d_norm are none of batch" in capsys.readouterr().err
     assert go_on(*small, "--model.bn_eps=1e-3", iterations=1) == 0
-    assert "model.batching separate has no effect where d_norm is none of batch, ghost, noisy, reference\n" in capsys.readouterr().out
+    said = "model.batching separate has no effect where d_norm is none of batch, ghost, noisy, reference\n"
+    assert said in capsys.readouterr().out
     assert main(["fit", "--ckpt_path=last"]) == 0
     assert "has no effect" not in capsys.readouterr().out
     assert main(["fit", "--override"]) == 2

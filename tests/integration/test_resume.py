@@ -359,7 +359,7 @@ def test_checkpoint_outside_a_run_takes_no_strangers_settings(
     run = only_run(whole(*DIGITS))
     shutil.copy(run / "checkpoints" / "last.ckpt", alone)
     config = tmp_path / "a" / "config.yaml"
-    config.write_text("trainer: {max_epochs: 7}")
+    config.write_text("trainer: {max_epochs: 7}\nmodel: {hidden_dim: 32}")
     again = (f"--data.root={mnist_root}", "--metrics.num_samples=0", f"--ckpt_path={alone}", "--trainer.max_steps=20")
     assert fit(tmp_path / "runs", *again) == 0
     assert f"{alone} lies in no folder of a run" in capsys.readouterr().out

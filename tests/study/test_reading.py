@@ -236,7 +236,7 @@ def test_shipped_study_can_be_run_and_has_the_runs_that_were_planned(name: str) 
 
 
 def test_file_that_is_not_there_is_told_with_what_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match=r"there is no such file; .* claims_cpu, claims_gpu, smoke"):
+    with pytest.raises(UsageError, match=r"there is no such file; .* claims_cpu, claims_gpu, ema_buffers, smoke"):
         find_study("claims")
     (tmp_path / "latin.yaml").write_bytes(b"title: \xff")
     with pytest.raises(UsageError, match="cannot be read"):
