@@ -1,6 +1,6 @@
 """Write README's table of claims from what a study recorded.
 
-    python scripts/claims.py docs/claims/claims_cpu
+python scripts/claims.py docs/claims/claims_cpu
 """
 
 import argparse
