@@ -137,11 +137,13 @@ def failed_of(results: Sequence[Result]) -> int:
 
 
 def number(value: float | None) -> str:
-    """Return a number to three digits as a person writes it; nothing where there is none."""
+    """Return a number to three digits, a whole one in full, as a person writes it; nothing where there is none."""
     if value is None or math.isnan(value):
         return ""
-    if value == 0 or math.isinf(value):
+    if math.isinf(value):
         return f"{value:g}"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"  # which writes no -0
     if 1e-3 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.10g}"
     mantissa, _, exponent = f"{value:.2e}".partition("e")

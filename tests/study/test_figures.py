@@ -41,9 +41,9 @@ def marks(picture: str, look: Look, *, faint: bool = False) -> list[tuple[float,
 # Panels ---------------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_written_to_three_digits() -> None:
-    shown = [number(value) for value in (0, 0.12345, 1234.5, 1e-5, 2.5e7, -0.05, math.inf, math.nan, None)]
-    assert shown == ["0", "0.123", "1,230", "1e-5", "2.5e7", "-0.05", "inf", "", ""]
+def test_numbers_are_written_to_three_digits_and_whole_ones_in_full() -> None:
+    shown = [number(value) for value in (-0.0, 0.12345, 1234.5, 1404.0, 1e-5, 2.5e7, -0.05, math.inf, math.nan, None)]
+    assert shown == ["0", "0.123", "1,230", "1,404", "1e-5", "2.5e7", "-0.05", "inf", "", ""]
     assert (span((0.1, 2)), span(None)) == ("0.1 to 2", "")
 
 
