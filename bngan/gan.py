@@ -310,9 +310,15 @@ class GAN(LightningModule):
         """Add how long the run is, and refuse to save what NaN or infinity has spoilt: the last good checkpoint stays."""
         checkpoint["total_iterations"] = self.total_iterations
         self._check_losses()
+        if spoilt := self.spoilt():
+            raise NonFiniteLoss(f"{spoilt}; {ADVICE}")
+
+    def spoilt(self) -> str | None:
+        """Return in words the first weights or buffers that are not finite, None where all are."""
         for name, value in self.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all() and not name.endswith("reference"):
-                raise NonFiniteLoss(f"{name} has NaN or infinite values at iteration {int(self.iteration)}; {ADVICE}")
+                return f"{name} has NaN or infinite values at iteration {int(self.iteration)}"
+        return None
 
 
 def _images(batch: Batch) -> Tensor:

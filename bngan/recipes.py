@@ -28,18 +28,23 @@ PLAIN = (type(None), bool, int, float, str, Enum, Path, timedelta)
 
 
 def find_config(name: str | None) -> Path:
-    """Return the file of that name, or the shipped recipe: `dcgan` is configs/dcgan.yaml.
+    """Return the file of that name, or the shipped recipe: `dcgan` is configs/dcgan.yaml; see find_shipped."""
+    return find_shipped(name, SHIPPED, "recipe", "--config ")
+
+
+def find_shipped(name: str | None, folder: Path, kind: str, option: str = "") -> Path:
+    """Return the file of that name, or the one in the folder of those that are shipped that has this name without .yaml.
 
     Raises:
-        UsageError: if there is none, naming those that are shipped.
+        UsageError: if there is none, naming those that are shipped, and what was to be given.
     """
     if name and (path := Path(expand_home(name))).is_file():
         return path
-    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
     found = "needs a file" if name is None else f"{name}: there is no such file"
-    raise UsageError(f"--config {found}; name a YAML file, or a recipe that is shipped: {', '.join(shipped)}")
+    raise UsageError(f"{option}{found}; name a YAML file, or a {kind} that is shipped: {', '.join(shipped)}")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -53,9 +58,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} cannot be read ({type(error).__name__}); name a YAML file") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"--config {path} is not valid YAML{where}: {getattr(error, 'problem', error)}") from error
+        raise UsageError(f"--config {path} is {yaml_fault(error)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config {path} holds no settings; it should have lines such as 'model:' and '  g_lr: 0.001'")
     for name, settings in content.items():
@@ -64,6 +67,13 @@ def read_config(path: Path) -> dict[str, Any]:
         if name in GROUPS and not isinstance(settings, dict):
             raise UsageError(f"--config {path}: {name} should hold settings, not {settings!r}")
     return content
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a text that is no YAML, and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" at line {mark.line + 1}" if mark else ""
+    return f"not valid YAML{where}: {getattr(error, 'problem', None) or error}"
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:

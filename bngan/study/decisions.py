@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bngan.study.endpoints import ENDPOINTS
-from bngan.study.spec import AA, Claim, Contrast, Result, Run, Study
+from bngan.study.spec import AA, Claim, Contrast, Result, Run, Study, reported
 from bngan.study.statistics import Array, Effect, Stratum, effect_of, equivalence_p, holm, interaction_limits
 
 Zone = Literal["supported", "contradicted", "no practical effect", "inconclusive"]
@@ -46,13 +46,11 @@ def read_values(study: Study, results: Sequence[Result]) -> dict[tuple[str, str,
         runs.setdefault((result.run.block, result.run.context, result.run.arm), []).append(result)
     values: dict[tuple[str, str, str, str], dict[str, Array]] = {}
     for claim in study.claims:
-        for contrast, context in product(contrasts_of(claim), claim.contexts):
+        for contrast, context in product(claim.contrasts, claim.contexts):
             arms = [arm for arm in (contrast.arm, contrast.baseline) if arm is not None]
             for block, arm, name in product(contrast.blocks, arms, (contrast.endpoint, *RUN)):
                 if (name, block, context, arm) not in values:
-                    found = runs[block, context, arm]
-                    reported = [result for result in found if result.run.role == "fresh"] or found
-                    values[name, block, context, arm] = _by_axes(reported, name, block in chosen)
+                    values[name, block, context, arm] = _by_axes(reported(runs[block, context, arm]), name, block in chosen)
     return values
 
 
@@ -63,11 +61,6 @@ def _by_axes(results: Sequence[Result], name: str, chosen: bool) -> dict[str, Ar
         axes = "chosen" if chosen and result.run.role == "fresh" else repr(result.run.axes)
         found.setdefault(axes, []).append(RUN[name](result.run) if name in RUN else ENDPOINTS[name].of(result))
     return {axes: np.array(numbers, dtype=float) for axes, numbers in found.items()}
-
-
-def contrasts_of(claim: Claim) -> tuple[Contrast, ...]:
-    """Return all contrasts of a claim."""
-    return claim.primary, *claim.also, *claim.controls, *claim.secondary
 
 
 def strata_of(values: Values, contrast: Contrast, contexts: Sequence[str], endpoint: str | None = None) -> list[Stratum]:

@@ -9,12 +9,11 @@ import torch
 from rich.table import Table
 
 from bngan.study.launchers import Launcher
-from bngan.study.probes import probe
 from bngan.study.runner import duration
 from bngan.study.spec import Look, Run, Study, planned_runs
 from bngan.study.tasks import TASKS
 from bngan.study.together import TrainingTogether, most, structure
-from bngan.study.training import Training, evaluate
+from bngan.study.training import Training
 
 FIRST, TIMED = 5, 20  # iterations that are not timed, and that are
 STATUS = Path("/proc/self/status")
@@ -66,19 +65,17 @@ def measure(run: Run, root: Path, device: str = "cpu") -> Cost:
     """Time some iterations and each look of a run; on a GPU as many like it as are trained together."""
     together = device != "cpu"
     runs = [replace(run, seed=seed) for seed in range(most(run, device))] if together else [run]
-    data = TASKS[run.task].load(root, run.seed, device)
-    training = TrainingTogether(runs, root, device) if together else Training(run, data, device)
+    if together:
+        training = TrainingTogether(runs, root, device)
+    else:
+        training = Training(run, TASKS[run.task].load(root, run.seed, device), device)
     training.advance(FIRST)
     before = training.seconds
     training.advance(FIRST + TIMED)
     looks: dict[Hashable, float] = {}
     for look in run.looks:
         start = time.perf_counter()
-        if isinstance(training, Training):
-            evaluate(training.gan, data, look, training.also)
-            probe(training.gan, data.batch(training.probed_rows), look.probes)
-        else:
-            training.look(look)
+        training.look(look)
         looks[kind(look)] = (time.perf_counter() - start) / len(runs)
     return Cost(run, (training.seconds - before) / TIMED / len(runs), looks, memory_used(device))
 

@@ -24,12 +24,12 @@ from bngan.study.findings import (
     last,
     number,
     quality,
-    rate_interval,
     ratios_to_precise,
     series,
 )
 from bngan.study.panel import FAINT, HEIGHT, SHADE, STRIP, Look, Panel
 from bngan.study.spec import DEFAULTS, Claim, Contrast, Result
+from bngan.study.statistics import clopper_pearson
 from bngan.study.verdicts import Estimate, Verdict
 
 ZONES = {
@@ -167,11 +167,10 @@ def draw_estimate(panel: Panel, row: int, estimate: Estimate, reach: float) -> N
 def figures_of_claim(findings: Findings, verdict: Verdict) -> list[Figure]:
     """Return the figures that the claim's endpoints ask for, its own first, which bears the verdict."""
     claim = verdict.claim
-    contrasts = [claim.primary, *claim.also, *claim.controls, *claim.secondary]
     asked: dict[tuple[Draw, str], list[Contrast]] = {}
     if claim.rule == "not_worse":
-        asked[matrix, "raw"] = contrasts
-    for contrast in contrasts:
+        asked[matrix, "raw"] = [*claim.contrasts]
+    for contrast in claim.contrasts:
         weights = "ema" if contrast.endpoint.endswith("_ema") else "raw"
         draw = next((draw for part, draw in DRAW.items() if part in contrast.endpoint), dots)
         asked.setdefault((draw, weights), []).append(contrast)
@@ -288,7 +287,7 @@ def failure_panel(findings: Findings, view: View, title: str, arms: Cells) -> st
         panel.axes.axvspan(*band, facecolor=SHADE, zorder=0.5)
     for place, (arm, results) in enumerate(arms.items()):
         look, lost = findings.looks[arm], failed_of(results)
-        panel.axes.hlines(place, *rate_interval(lost, len(results)), color=look.colour, linewidth=1.5)
+        panel.axes.hlines(place, *clopper_pearson(lost, len(results)), color=look.colour, linewidth=1.5)
         panel.points([lost / len(results)], [place], look, size=8, alpha=1)
         panel.write(f"{lost} of {len(results)}", (1, place), ("axes fraction", "data"), shift=(6, 0))
     return panel.svg(height=30 * len(arms) + 10)

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 
+from bngan.norms import BATCH_COUPLED
 from bngan.study.endpoints import ENDPOINTS, has_failed
 from bngan.study.panel import Look
-from bngan.study.spec import AA, Contrast, Result, Study, Value
-from bngan.study.statistics import clopper_pearson
+from bngan.study.spec import AA, Contrast, Result, Study, Value, reported
 from bngan.study.verdicts import Estimate
 
 # Okabe and Ito's colours, which everybody can tell apart, without the yellow that white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 MARKERS = {"none": "o", "joint": "s", "separate": "^"}  # by how D normalizes; hollow where its norm knows no batch
-BY_BATCH = ("batch", "reference", "ghost", "noisy")
 WORDS = {
     "fid": "FID",
     "coverage": "coverage",
@@ -53,7 +52,7 @@ class Findings:
     def _look(self, place: int, label: str, settings: dict[str, Value]) -> Look:
         given = self.study.settings | settings
         norm = str(given.get("d_norm", "batch"))
-        kind = str(given.get("batching", "joint")) if norm in BY_BATCH else norm
+        kind = str(given.get("batching", "joint")) if norm in BATCH_COUPLED else norm
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
         return Look(label, colour, marker=MARKERS.get(kind, "o"), dash=dash, hollow=kind not in MARKERS)
 
@@ -64,10 +63,9 @@ class Findings:
             cells.setdefault((result.run.block, result.run.context, result.run.arm), []).append(result)
         return cells
 
-    def runs(self, block: str, context: str, arm: str) -> list[Result]:
+    def runs(self, block: str, context: str, arm: str) -> Sequence[Result]:
         """Return the runs that are reported: the fresh ones, or the pilots of a block that has no others."""
-        found = self._by_cell.get((block, context, arm), [])
-        return [result for result in found if result.run.role == "fresh"] or found
+        return reported(self._by_cell.get((block, context, arm), []))
 
     def arms_of(self, contrasts: Sequence[Contrast]) -> tuple[str, ...]:
         """Return the arms of some contrasts in the study's order, and the one that is one of them again."""
@@ -153,12 +151,6 @@ def number(value: float | None) -> str:
 def span(ends: Sequence[float] | None) -> str:
     """Return an interval as a person writes it; nothing where there is none."""
     return f"{number(ends[0])} to {number(ends[1])}" if ends else ""
-
-
-@cache
-def rate_interval(count: int, n: int) -> tuple[float, float]:
-    """Return Clopper and Pearson's 95% interval of a rate; many cells have the same counts."""
-    return clopper_pearson(count, n)
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from bngan.study.decisions import ZONES, Values, Zone, contrasts_of, find
+from bngan.study.decisions import ZONES, Values, Zone, find
 from bngan.study.endpoints import ENDPOINTS, FAILED_FID, USEFUL_FID, Kind
 from bngan.study.spec import AA, Block, Contrast, Study
 from bngan.study.statistics import Array, best
@@ -115,7 +115,7 @@ def simulate(study: Study, truths: Mapping[str, Truth], studies: int, seed: int)
     generator = np.random.default_rng(seed)
     blocks = {block.name: block for block in study.blocks}
     asked = sorted(
-        {cell for claim in study.claims for contrast in contrasts_of(claim) for cell in _cells(contrast, claim.contexts)}
+        {cell for claim in study.claims for contrast in claim.contrasts for cell in _cells(contrast, claim.contexts)}
     )
     runs: dict[tuple[str, str, str], dict[str, tuple[Array, Array]]] = {}
     values: dict[tuple[str, str, str, str], dict[str, Array]] = {}

@@ -11,9 +11,8 @@ import torch
 import yaml
 
 from bngan.errors import UsageError
-from bngan.files import expand_home
 from bngan.gan import GAN
-from bngan.recipes import SHIPPED
+from bngan.recipes import SHIPPED, find_shipped, yaml_fault
 from bngan.settings import Settings, check_settings
 from bngan.study.endpoints import ENDPOINTS
 from bngan.study.ensemble import structure
@@ -30,17 +29,8 @@ Counts = Counter[tuple[str, str, str]]  # of runs, by context, arm and role
 
 
 def find_study(name: str) -> Path:
-    """Return the file of that name, or the shipped study: `smoke` is configs/study/smoke.yaml.
-
-    Raises:
-        UsageError: if there is none, naming those that are shipped.
-    """
-    if (path := Path(expand_home(name))).is_file():
-        return path
-    shipped = {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
-    if name in shipped:
-        return shipped[name]
-    raise UsageError(f"{name}: there is no such file; name a YAML file, or a study that is shipped: {', '.join(shipped)}")
+    """Return the file of that name, or the shipped study: `smoke` is configs/study/smoke.yaml; see find_shipped."""
+    return find_shipped(name, STUDIES, "study")
 
 
 def read_study(path: Path) -> Study:
@@ -85,9 +75,7 @@ def _parse(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"not valid YAML{where}: {getattr(error, 'problem', None) or error}") from error
+        raise UsageError(yaml_fault(error)) from error
 
 
 def _study(name: str, content: Any, sha256: str, source: str) -> Study:
@@ -380,7 +368,7 @@ def _check_claim(study: Study, claim: Claim, counts: Mapping[str, Counts]) -> No
     where, primary = f"claim {claim.name}", claim.primary
     for context in claim.contexts:
         _choice(context, study.contexts, f"{where}: unknown context")
-    for contrast in (primary, *claim.also, *claim.controls, *claim.secondary):
+    for contrast in claim.contrasts:
         _check_contrast(claim, contrast, counts)
     # The verdict of last resort is of all contexts together.
     runs = min(sum(_count_runs(counts[block], context, primary.arm) for context in claim.contexts) for block in primary.blocks)

@@ -15,12 +15,12 @@ from bngan.networks import build_networks
 from bngan.settings import Settings
 from bngan.study.endpoints import ENDPOINTS, Kind, badness, has_failed
 from bngan.study.figures import View, figures_of_claim, forest, rates, slug
-from bngan.study.findings import Findings, effect_text, failed_of, interval_of_median, number, rate_interval, span
+from bngan.study.findings import Findings, effect_text, failed_of, interval_of_median, number, span
 from bngan.study.page import Code, Heading, Part, Picture, Pictures, Table, as_html, as_markdown, markdown_table
 from bngan.study.power import power_table
 from bngan.study.record import REFERENCES, RESULTS, SAMPLES
 from bngan.study.spec import Block, Claim, Result, Study, Value
-from bngan.study.statistics import choices
+from bngan.study.statistics import choices, clopper_pearson
 from bngan.study.tasks import TASKS
 from bngan.study.verdicts import Estimate, Verdict, judge
 
@@ -232,10 +232,9 @@ def sensitivity_table(findings: Findings, verdict: Verdict) -> Iterator[Table]:
 
 def arms_tables(findings: Findings, claim: Claim) -> Iterator[Table]:
     """Yield a table for each endpoint and block of a claim: n, failures, median, spread of every arm."""
-    contrasts = [claim.primary, *claim.also, *claim.controls, *claim.secondary]
-    asked = dict.fromkeys((contrast.endpoint, block) for contrast in contrasts for block in contrast.blocks)
+    asked = dict.fromkeys((contrast.endpoint, block) for contrast in claim.contrasts for block in contrast.blocks)
     for endpoint, block in asked:
-        arms = findings.arms_of([contrast for contrast in contrasts if contrast.endpoint == endpoint])
+        arms = findings.arms_of([contrast for contrast in claim.contrasts if contrast.endpoint == endpoint])
         rows = [
             arm_row(findings, endpoint, context, arm, runs)
             for context, arm in product(claim.contexts, arms)
@@ -251,7 +250,7 @@ def arm_row(findings: Findings, endpoint: str, context: str, arm: str, runs: Seq
     """Return what the runs of an arm did in an endpoint."""
     values = [ENDPOINTS[endpoint].of(result) for result in runs]
     lost = failed_of(runs)
-    low, high = rate_interval(lost, len(runs))
+    low, high = clopper_pearson(lost, len(runs))
     row = [
         f"{findings.looks[arm].label} ({arm}), {context}",
         f"{len(values)}",
@@ -327,7 +326,7 @@ def samples_section(findings: Findings, folder: Path) -> Iterator[Part]:
 
 def strip_of(result: Result, folder: Path) -> Path:
     """Return where a run's samples lie, if it left any."""
-    return folder / SAMPLES / f"{result.run.id.replace('/', '_')}.png"
+    return folder / SAMPLES / result.run.picture
 
 
 def rates_section(findings: Findings) -> Iterator[Part]:

@@ -1,6 +1,6 @@
 """What is a study? Blocks of arms, rates and seeds, the claims that they are to test, and the runs that this takes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any, Literal
@@ -63,6 +63,11 @@ class Run:
     iterations: int
     looks: tuple[Look, ...]
 
+    @property
+    def picture(self) -> str:
+        """Name of the file with its samples."""
+        return f"{self.id.replace('/', '_')}.png"
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -109,6 +114,11 @@ class Claim:
     also: tuple[Contrast, ...] = ()
     controls: tuple[Contrast, ...] = ()
     secondary: tuple[Contrast, ...] = ()
+
+    @property
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """All of them."""
+        return self.primary, *self.also, *self.controls, *self.secondary
 
 
 @dataclass(frozen=True)
@@ -206,6 +216,11 @@ class Result:
     seconds: float
     measured: tuple[dict[str, Any], ...]
     probed: tuple[dict[str, Any], ...] = ()
+
+
+def reported(results: Sequence[Result]) -> Sequence[Result]:
+    """Return those of an arm's results that are reported: of the fresh runs or, where there are none, of all."""
+    return [result for result in results if result.run.role == "fresh"] or results
 
 
 def grid(block: Block) -> list[dict[str, Value]]:

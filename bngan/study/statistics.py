@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -219,6 +220,7 @@ def wilson(counts: Array, sizes: Array, weights: Array, quantile: Array) -> tupl
     return np.sum(weights * (centre - half), axis=-1), np.sum(weights * (centre + half), axis=-1)
 
 
+@cache  # many cells have the same counts
 def clopper_pearson(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the exact interval of a rate (Clopper and Pearson 1934)."""
     tail = np.asarray((1 - level) / 2)

@@ -15,7 +15,6 @@ from bngan.metrics.digit_net import load_digit_net
 from bngan.rng import Stream, generator
 from bngan.study.measures import DigitMeasures, by_set, class_counts, digit_features, kl_to_uniform, rounded
 
-# What random numbers are for, beside bngan.rng.Stream.
 Measured = dict[str, float]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bngan.batchnorm.layers import batch_norm_layers
 from bngan.errors import NonFiniteLoss
 from bngan.settings import Settings
 from bngan.study import ensemble
@@ -16,7 +15,7 @@ from bngan.study.ensemble import Ensemble
 from bngan.study.probes import PROBE_BATCHES, probe
 from bngan.study.spec import Look, Result, Run
 from bngan.study.tasks import TASKS, Digits
-from bngan.study.training import SLOW_MOMENTUM, TrainingImages, build_gan, evaluate, save_picture
+from bngan.study.training import TrainingImages, build_gan, evaluate, other_momenta, save_picture
 
 MOST = 128  # runs as one; more of them hardly gain anything
 COPIES_OF_WEIGHTS = 8  # with gradients, Adam's two, the average, and what is on its way
@@ -40,8 +39,7 @@ class TrainingTogether:
         first, gans = runs[0], [build_gan(run, device) for run in runs]
         self.runs, self.seconds = runs, 0.0
         self._data = [TASKS[first.task].load(root, run.seed, device) for run in runs]
-        measures = any(look.whole for look in first.looks) and any(batch_norm_layers(gans[0].generator))
-        self.ensemble = Ensemble(gans, first.iterations, momenta=[SLOW_MOMENTUM] if measures else [])
+        self.ensemble = Ensemble(gans, first.iterations, momenta=other_momenta(first, gans[0]))
         size = first.batch_size * gans[0].settings.n_critic
         self._images = [TrainingImages(data, size, run.seed, device) for data, run in zip(self._data, runs, strict=True)]
         self._probed_rows = torch.arange(PROBE_BATCHES * first.batch_size, device=device)
@@ -89,7 +87,7 @@ class TrainingTogether:
         """Write a picture of samples of each run that has not failed, named as those of a run by itself."""
         for place, (run, failure, data) in enumerate(zip(self.runs, self._failures, self._data, strict=True)):
             if failure is None:
-                save_picture(self.ensemble.member(place), data, folder / f"{run.id.replace('/', '_')}.png")
+                save_picture(self.ensemble.member(place), data, folder / run.picture)
 
 
 def train_together(runs: Sequence[Run], folder: Path, root: Path, device: torch.device | str) -> list[Result]:

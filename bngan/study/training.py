@@ -50,21 +50,18 @@ def train(
     """
     data = TASKS[run.task].load(root, run.seed, device)
     training = Training(run, data, device)
-    measured: list[Entry] = []
-    probed: list[Entry] = []
     failure = None
     try:
         for look in run.looks:
             training.advance(look.iteration)
-            measured += evaluate(training.gan, data, look, training.also)
-            probed += probe(training.gan, data.batch(training.probed_rows), look.probes)
+            training.look(look)
         if folder is not None:
-            save_picture(training.gan, data, folder / f"{run.id.replace('/', '_')}.png")
+            save_picture(training.gan, data, folder / run.picture)
     except NonFiniteLoss as error:
         failure = str(error)
     if checkpoint is not None:
         save_gan(training.gan, checkpoint, run.iterations)
-    return Result(run, failure, training.seconds, tuple(measured), tuple(probed))
+    return Result(run, failure, training.seconds, tuple(training.measured), tuple(training.probed))
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -78,6 +75,11 @@ def build_gan(run: Run, device: torch.device | str = "cpu") -> GAN:
     gan.check_batch(run.batch_size)
     gan.normalized_together.fill_(run.batch_size)
     return gan.to(device)
+
+
+def other_momenta(run: Run, gan: GAN) -> list[float]:
+    """Return for which momenta G's running statistics are kept beside its own: where a look will measure them."""
+    return [SLOW_MOMENTUM] if any(look.whole for look in run.looks) and any(batch_norm_layers(gan.generator)) else []
 
 
 class TrainingImages:
@@ -120,6 +122,7 @@ class Training:
         gan: its networks.
         also: G's running statistics of another momentum, kept where a look will measure them.
         seconds: that training has taken.
+        measured, probed: what looks have told until now, as in Result.
         probed_rows: of the training images that probes look at, int64 (n,), the same in every run.
     """
 
@@ -127,8 +130,9 @@ class Training:
         self.run, self.gan, self.seconds = run, build_gan(run, device), 0.0
         self.images = TrainingImages(data, run.batch_size * self.gan.settings.n_critic, run.seed, device)
         self.probed_rows = torch.arange(PROBE_BATCHES * run.batch_size, device=device)
-        measures = any(look.whole for look in run.looks) and any(batch_norm_layers(self.gan.generator))
-        self.also = [AlsoRunning(self.gan.generator, SLOW_MOMENTUM)] if measures else []
+        self.measured: list[Entry] = []
+        self.probed: list[Entry] = []
+        self.also = [AlsoRunning(self.gan.generator, momentum) for momentum in other_momenta(run, self.gan)]
         d_optimizer, g_optimizer = self.gan.configure_optimizers()
         iteration = self.gan.build_iteration(
             OptimizerUpdate(d_optimizer, self.gan.settings.d_clip), OptimizerUpdate(g_optimizer, self.gan.settings.g_clip)
@@ -148,9 +152,19 @@ class Training:
         try:
             for done in range(int(self.gan.iteration), until):
                 self._train_once(done)
-            self._check_weights()
+            if spoilt := self.gan.spoilt():
+                raise NonFiniteLoss(spoilt)
         finally:
             self.seconds += time.perf_counter() - start
+
+    def look(self, look: Look) -> None:
+        """Evaluate the networks as they are.
+
+        Raises:
+            NonFiniteLoss: if samples are not finite.
+        """
+        self.measured += evaluate(self.gan, self.images.data, look, self.also)
+        self.probed += probe(self.gan, self.images.data.batch(self.probed_rows), look.probes)
 
     def _train_once(self, done: int) -> None:
         gan, images = self.gan, self.images(done)
@@ -162,11 +176,6 @@ class Training:
         observed = self._iterate(images, Schedule(*schedule), draws)
         gan.iteration.add_(1)
         check_observed(observed, done + 1)
-
-    def _check_weights(self) -> None:
-        for name, value in self.gan.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all() and not name.endswith("reference"):
-                raise NonFiniteLoss(f"{name} has NaN or infinite values at iteration {int(self.gan.iteration)}")
 
 
 def check_observed(observed: Observed, iteration: int) -> None:
