@@ -7,7 +7,10 @@
 
 Each run is `fit`, then `validate` and `test` on its best checkpoint. What they found goes into docs/recipes.json, which is
 added to: a recipe and seed that is in it is not run again. Times are those of the whole `fit` command. A recipe and seed that
-has ended in the folder of --runs, where `scripts/benchmark.py quality --keep` trains, is measured and not trained again.
+has ended in the folder of --runs, where `scripts/benchmark.py quality --runs` trains, is measured and not trained again.
+
+It is no study, because it measures what those who use a recipe get: the command as it is shipped, with the validations and the
+best checkpoint that belong to it, by metrics of `test`. A study compares arms by their last iterates, whose best never counts.
 """
 
 import argparse

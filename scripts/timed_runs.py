@@ -7,6 +7,7 @@ They are those of the default recipe, with seeds 0, 1, ... The last line is JSON
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,10 @@ def main() -> None:
         launcher.start([run_of(seed, args.iterations)])
     results: list[Result] = []
     while launcher.busy:
-        results += [result for ended in launcher.ended() for result in ended.outcomes or ()]
+        for ended in launcher.ended():
+            if ended.outcomes is None:
+                sys.exit(f"a run was lost: {ended.fault}")
+            results += ended.outcomes
     launcher.close()
     print(json.dumps({"images_per_s": sum(BATCH_SIZE * args.iterations / result.seconds for result in results)}))
 

@@ -12,8 +12,9 @@ from bngan.files import expand_home, write_whole
 from bngan.study.endpoints import ENDPOINTS
 from bngan.study.estimate import examples, measure, measure_all, table
 from bngan.study.launchers import Launcher, Processes, Together, ray, slurm
+from bngan.study.pace import write_milliseconds
 from bngan.study.reading import find_study, read_study
-from bngan.study.record import REFERENCES, SAMPLES, Record, cores
+from bngan.study.record import REFERENCES, SAMPLES, Record, cores, locked
 from bngan.study.report import write_report
 from bngan.study.runner import run_study
 from bngan.study.spec import Result, Study
@@ -38,7 +39,7 @@ def run_command(
         dry_run: whether only to say what would be run.
 
     Raises:
-        UsageError: if the study, the folder, the device or the launcher cannot be used.
+        UsageError: if the study, the folder, the device or the launcher cannot be used, or the machine fails a run twice.
         KeyboardInterrupt: after the study was stopped in good order.
     """
     data, folder = Path(expand_home(root)).resolve(), Path(expand_home(output or ".")).resolve()
@@ -50,12 +51,15 @@ def run_command(
     if dry_run:
         _estimate(study, data, jobs, device)
         return
-    record = Record(study, folder, device)
-    if record.torn:
-        print("The last line of results.jsonl was cut off; its run is done again.", flush=True)
-    run_study(study, record, _launcher(launcher, jobs, device, folder, data), choose)
-    write_references(study, data, folder)
-    print(f"Report: {write_report(study, list(record.results.values()), folder)}", flush=True)
+    with locked(folder):
+        record = Record(study, folder, device)
+        if record.torn:
+            print("The last line of results.jsonl was cut off; its run is done again.", flush=True)
+        run_study(study, record, _launcher(launcher, jobs, device, folder, data), choose)
+        write_references(study, data, folder)
+        if device == "cpu" and launcher == "local":
+            write_milliseconds(study, data, folder)
+        print(f"Report: {write_report(study, list(record.results.values()), folder)}", flush=True)
 
 
 def write_references(study: Study, root: Path, folder: Path) -> None:

@@ -9,9 +9,20 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bngan.study.endpoints import ENDPOINTS
+from bngan.study.endpoints import ENDPOINTS, badness
 from bngan.study.spec import AA, Claim, Contrast, Result, Run, Study, reported
-from bngan.study.statistics import Array, Effect, Stratum, effect_of, equivalence_p, holm, interaction_limits
+from bngan.study.statistics import (
+    Array,
+    Bracket,
+    Effect,
+    Stratum,
+    best_of,
+    cross_fitted,
+    effect_of,
+    equivalence_p,
+    holm,
+    interaction_limits,
+)
 
 Zone = Literal["supported", "contradicted", "no practical effect", "inconclusive"]
 Word = Literal["supported", "contradicted", "no practical effect", "inconclusive", "conditional", "not informative"]
@@ -24,7 +35,10 @@ TAIL = 0.025  # one end of a 95% interval
 # What is read of a run itself.
 RUN: Mapping[str, Callable[[Run], float]] = {"seed": lambda run: run.seed, "horizon": lambda run: run.iterations}
 
-Intervals = Mapping[tuple[int, int], tuple[Array, Array]]  # by the places of two contexts
+# Names of runs at values that were chosen, (..., n), and of those at every value that was tried, (..., values, n).
+CHOSEN, EVERY = "chosen", "every"
+Best = Literal["arm", "baseline"]  # of these, the one that is compared at the value where it did best
+
 Codes = NDArray[np.int64]
 Values = Mapping[tuple[str, str, str, str], Mapping[str, Array]]  # by endpoint, block, context and arm; then values of axes
 
@@ -35,7 +49,8 @@ Values = Mapping[tuple[str, str, str, str], Mapping[str, Array]]  # by endpoint,
 def read_values(study: Study, results: Sequence[Result]) -> dict[tuple[str, str, str, str], dict[str, Array]]:
     """Return what claims ask for, the seeds and the horizons, as the values of the runs of each arm, sorted by seed.
 
-    Of a block with fresh runs these alone are reported; of one that has only pilots all are, with nothing selected.
+    Of a block with fresh runs these alone are reported; of one that has only pilots all are, with nothing selected. Of
+    contrasts that are cross-fitted, runs at every value stand beside those at chosen ones.
 
     Raises:
         UsageError: if a run did not measure what a claim asks for.
@@ -47,40 +62,81 @@ def read_values(study: Study, results: Sequence[Result]) -> dict[tuple[str, str,
     values: dict[tuple[str, str, str, str], dict[str, Array]] = {}
     for claim in study.claims:
         for contrast, context in product(claim.contrasts, claim.contexts):
-            arms = [arm for arm in (contrast.arm, contrast.baseline) if arm is not None]
-            for block, arm, name in product(contrast.blocks, arms, (contrast.endpoint, *RUN)):
-                if (name, block, context, arm) not in values:
-                    values[name, block, context, arm] = _by_axes(reported(runs[block, context, arm]), name, block in chosen)
+            for block, arm, name in product(contrast.blocks, contrast.arms, (contrast.endpoint, *RUN)):
+                of, cell = runs[block, context, arm], (key_of(contrast, name), block, context, arm)
+                if cell not in values:
+                    values[cell] = _cross_fitted(of, name) if contrast.cross_fitted else _by_axes(of, name, block in chosen)
     return values
+
+
+def key_of(contrast: Contrast, name: str) -> str:
+    """Return under which name is kept what a contrast reads of runs: cross-fitted ones are others than those of a grid."""
+    return f"{name}, cross-fitted" if contrast.cross_fitted else name
 
 
 def _by_axes(results: Sequence[Result], name: str, chosen: bool) -> dict[str, Array]:
     """Return an endpoint of runs by the values of their axes; those that pilots chose may differ, and do not part."""
-    found: dict[str, list[float]] = {}
+    if chosen:
+        return {CHOSEN: _read(reported(results), name)}
+    return {axes: _read(of, name) for axes, of in _grouped(reported(results)).items()}
+
+
+def _cross_fitted(results: Sequence[Result], name: str) -> dict[str, Array]:
+    """Return an endpoint of seeds at the values that the other half of them chooses, and at every value."""
+    neighbours = (result for result in results if result.run.role == "neighbour")
+    grid = _grouped([*reported(results), *neighbours]).values()
+    every = np.stack([_read(of, name) for of in grid])  # (values, n)
+    return {CHOSEN: cross_fitted(np.array([[badness(result) for result in of] for of in grid]), every), EVERY: every}
+
+
+def _grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return results by the values of their axes."""
+    found: dict[str, list[Result]] = {}
     for result in results:
-        axes = "chosen" if chosen and result.run.role == "fresh" else repr(result.run.axes)
-        found.setdefault(axes, []).append(RUN[name](result.run) if name in RUN else ENDPOINTS[name].of(result))
-    return {axes: np.array(numbers, dtype=float) for axes, numbers in found.items()}
+        found.setdefault(repr(result.run.axes), []).append(result)
+    return found
 
 
-def strata_of(values: Values, contrast: Contrast, contexts: Sequence[str], endpoint: str | None = None) -> list[Stratum]:
+def _read(results: Sequence[Result], name: str) -> Array:
+    return np.array([RUN[name](result.run) if name in RUN else ENDPOINTS[name].of(result) for result in results], dtype=float)
+
+
+def strata_of(
+    values: Values, contrast: Contrast, contexts: Sequence[str], endpoint: str | None = None, best: Best | None = None
+) -> list[Stratum]:
     """Return the runs of both arms that differ in nothing else.
 
-    Contexts and blocks have equal weights; values of axes within a block have Mantel and Haenszel's, n m / (n + m).
+    Contexts, blocks and pairs of arms have equal weights; values of axes within a block have Mantel and Haenszel's,
+    n m / (n + m).
+
+    Args:
+        values: of all runs.
+        contrast: what is compared.
+        contexts: whose runs are pooled.
+        endpoint: what to read of the runs in place of the contrast's.
+        best: which of both is compared at the value where it did best, in the claim's direction; None for chosen values.
     """
-    strata, name = [], endpoint or contrast.endpoint
-    places = [*product(contexts, contrast.blocks)]
-    for context, block in places:
-        arms = values[name, block, context, contrast.arm]
+    strata, name = [], key_of(contrast, endpoint or contrast.endpoint)
+    places = [*product(contexts, contrast.blocks, contrast.comparisons)]
+    for context, block, (arm, baseline) in places:
+        arms = _compared(values[name, block, context, arm], contrast, best == "arm")
         pairs: list[tuple[Array, Array | None]] = [(runs, None) for runs in arms.values()]
-        if contrast.baseline is not None:
-            baselines = values[name, block, context, contrast.baseline]
+        if baseline is not None:
+            baselines = _compared(values[name, block, context, baseline], contrast, best == "baseline")
             pairs = [(runs, baselines[axes]) for axes, runs in arms.items() if axes in baselines]
         sizes = [(arm.shape[-1], arm.shape[-1] if base is None else base.shape[-1]) for arm, base in pairs]
         weights = np.array([n * m / (n + m) for n, m in sizes])
         for weight, (arm, base) in zip(weights / weights.sum() / len(places), pairs, strict=True):
             strata.append(Stratum(float(weight), arm, base))
     return strata
+
+
+def _compared(runs: Mapping[str, Array], contrast: Contrast, at_best: bool) -> Mapping[str, Array]:
+    """Return an arm's runs by the values of the axes, those at a chosen one or, of all that were tried, at the best."""
+    if not at_best:
+        return {axes: of for axes, of in runs.items() if axes != EVERY}
+    endpoint = ENDPOINTS[contrast.endpoint]
+    return {CHOSEN: best_of(runs[EVERY], endpoint.kind, more=contrast.better == "more", of_means=endpoint.of_means)}
 
 
 # From numbers to decisions --------------------------------------------------------------------------------------------
@@ -110,6 +166,17 @@ def margin_of(contrast: Contrast) -> float:
     return math.log(contrast.margin) if ENDPOINTS[contrast.endpoint].kind == "ratio" else contrast.margin
 
 
+def effect_in(values: Values, contrast: Contrast, contexts: Sequence[str]) -> Effect:
+    """Return the effect of a contrast in contexts together; where it is cross-fitted, a bad choice does not add to it."""
+    endpoint = ENDPOINTS[contrast.endpoint]
+
+    def effect(best: Best | None) -> Effect:
+        strata = strata_of(values, contrast, contexts, best=best)
+        return effect_of(strata, endpoint.kind, more=contrast.better == "more", of_means=endpoint.of_means)
+
+    return Bracket(effect(None), effect("baseline"), effect("arm")) if contrast.cross_fitted else effect(None)
+
+
 def find(values: Values, contrast: Contrast, contexts: Sequence[str], rule: str, places: int = 1) -> Finding:
     """Return what a contrast shows in contexts together.
 
@@ -121,8 +188,7 @@ def find(values: Values, contrast: Contrast, contexts: Sequence[str], rule: str,
         places: how many such findings there are, over which intervals hold at once (Bonferroni).
     """
     endpoint, margin = ENDPOINTS[contrast.endpoint], margin_of(contrast)
-    strata = strata_of(values, contrast, contexts)
-    effect = effect_of(strata, endpoint.kind, more=contrast.better == "more", of_means=endpoint.of_means)
+    effect = effect_in(values, contrast, contexts)
     equivalent = equivalence_p(effect, margin)
     if rule == "within":
         p, against = equivalent, np.minimum(effect.p_above(margin), effect.p_below(-margin))
@@ -167,6 +233,23 @@ def together(findings: Sequence[Finding]) -> tuple[Codes, Array, Array]:
 
 
 @dataclass(frozen=True)
+class Interaction:
+    """How much an effect differs between two sets of contexts.
+
+    Attributes:
+        contexts: both sets.
+        findings: in each.
+        limits: the interval of the difference, simultaneous over all interactions of a claim.
+        differs: whether the findings are in different zones, and the interval is beyond the margin.
+    """
+
+    contexts: tuple[tuple[str, ...], tuple[str, ...]]
+    findings: tuple[Finding, Finding]
+    limits: tuple[Array, Array]
+    differs: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Decision:
     """What is decided of a claim.
 
@@ -175,7 +258,7 @@ class Decision:
         contexts: findings of the primary contrast in each.
         overall: the same over all.
         also, controls: findings over all contexts.
-        interactions: intervals of how much two contexts differ, by their places.
+        interactions: how much it differs between the levels of a condition.
         p: for the claim, and `against` it, adjusted for the number of claims.
     """
 
@@ -184,7 +267,7 @@ class Decision:
     overall: Finding
     also: tuple[Finding, ...]
     controls: tuple[Finding, ...]
-    interactions: Intervals
+    interactions: tuple[Interaction, ...]
     p: Array
     against: Array
 
@@ -202,28 +285,35 @@ def decide(claims: Sequence[Claim], values: Values) -> list[Decision]:
     for place, (claim, (primary, *also), (zone, _, _)) in enumerate(zip(claims, overall, parts, strict=True)):
         contexts = [find(values, claim.primary, (context,), claim.rule, len(claim.contexts)) for context in claim.contexts]
         controls = [find(values, control, claim.contexts, "beyond") for control in claim.controls]
-        interactions = _interactions(contexts) if claim.rule != "not_worse" else {}
+        interactions = _interactions(claim, values, contexts) if claim.rule != "not_worse" else ()
         too_many = ((zone == SUPPORTED) & (p[..., place] > TAIL)) | ((zone == CONTRADICTED) & (against[..., place] > TAIL))
         word = np.where(too_many, INCONCLUSIVE, zone)
-        word = np.where(_differ(contexts, interactions, margin_of(claim.primary)), CONDITIONAL, word)
+        for interaction in interactions:
+            word = np.where(interaction.differs, CONDITIONAL, word)
         word = np.where(_any_fails(claim, controls, word.shape), NOT_INFORMATIVE, word)
         found = Decision(word, (*contexts,), primary, (*also,), (*controls,), interactions, p[..., place], against[..., place])
         decisions.append(found)
     return decisions
 
 
-def _interactions(contexts: Sequence[Finding]) -> Intervals:
-    pairs = [*combinations(range(len(contexts)), 2)]
-    level = 1 - 2 * TAIL / max(len(pairs), 1)
-    return {(i, j): interaction_limits(contexts[i].effect, contexts[j].effect, level) for i, j in pairs}
+def _interactions(claim: Claim, values: Values, contexts: Sequence[Finding]) -> tuple[Interaction, ...]:
+    """Return how much a claim's effect differs between the levels of its conditions, or between each two contexts."""
+    singles = [(context,) for context in claim.contexts]
+    sides = [*claim.conditions.values()] or [*combinations(singles, 2)]
+    found = dict(zip(singles, contexts, strict=True))
+    levels = dict.fromkeys(level for both in sides for level in both)
+    found |= {level: find(values, claim.primary, level, claim.rule, len(levels)) for level in levels.keys() - found.keys()}
+    interval = 1 - 2 * TAIL / max(len(sides), 1)
+    return tuple(_interaction(both, (found[both[0]], found[both[1]]), interval, margin_of(claim.primary)) for both in sides)
 
 
-def _differ(contexts: Sequence[Finding], interactions: Intervals, margin: float) -> NDArray[np.bool_]:
-    """Whether two contexts are in different zones, and the interval of their difference is beyond the margin."""
-    differ = np.zeros(contexts[0].zone.shape, dtype=bool)
-    for (i, j), (low, high) in interactions.items():
-        differ |= (contexts[i].zone != contexts[j].zone) & ((low > margin) | (high < -margin))
-    return differ
+def _interaction(
+    contexts: tuple[tuple[str, ...], tuple[str, ...]], findings: tuple[Finding, Finding], level: float, margin: float
+) -> Interaction:
+    first, second = findings
+    low, high = interaction_limits(first.effect, second.effect, level)
+    differs = (first.zone != second.zone) & ((low > margin) | (high < -margin))
+    return Interaction(contexts, findings, (low, high), differs)
 
 
 def _any_fails(claim: Claim, controls: Sequence[Finding], shape: tuple[int, ...]) -> NDArray[np.bool_]:

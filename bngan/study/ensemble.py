@@ -73,16 +73,17 @@ class Ensemble:
             instance_noise=None if noise is None else noise.view(-1, 1, 1, 1),
         )
 
-    def train(self, images: Images, until: int) -> Observed | None:
+    def train(self, images: Images, until: int, labels: Images | None = None) -> Observed | None:
         """Train on until so many iterations are done, and return what the last of them saw.
 
         Args:
             images: by the number of iterations done before, the images (n_critic * N, R, C, H, W) in [-1, 1] of the next.
             until: how many iterations are then done in all.
+            labels: likewise the classes (n_critic * N, R) of these images; None where the GANs have no classes.
         """
         observed = None
         for done in range(self.done, until):
-            batch = images(done)
+            batch, classes = images(done), None if labels is None else labels(done)
             if done == self.done == 0:
                 self._begin(batch)
             schedules = [schedule_at(settings, done, self.total) for settings in self.settings]
@@ -90,9 +91,9 @@ class Ensemble:
             seeds = [rng.key(settings.seed, rng.Stream.ITERATION, done) for settings in self.settings]
             self.gan.seed_layers(done)
             if self._graph is not None:
-                observed = self._graph(batch, schedule, *seeds)
+                observed = self._graph(batch, schedule, *seeds, labels=classes)
             else:
-                observed = self._run(batch, Schedule(*schedule), self._draws.seeded(*seeds))
+                observed = self._run(batch, Schedule(*schedule), self._draws.seeded(*seeds), classes)
             self.gan.iteration.add_(1)
             self.done = done + 1
         return observed
@@ -197,25 +198,25 @@ class Adam:
 class _Call(nn.Module):
     """A function of a network as the call of a module, which is all that functional_call knows."""
 
-    def __init__(self, network: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, network: nn.Module, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.network, self.function = network, function
 
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.function(batch)
+    def forward(self, *batches: Tensor) -> Tensor:
+        return self.function(*batches)
 
 
-def over_runs(network: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def over_runs(network: nn.Module, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the function of batches (N, R, ...) that for each run is `function` with that run's part of the network's tensors.
 
     Args:
         network: its weights and buffers are stacked (R, ...).
-        function: of batches (N, ...), by that network.
+        function: of batches (N, ...), by that network: of images, say, and of labels.
     """
     module = _Call(network, function)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     run = vmap(partial(functional_call, module), in_dims=(0, 1), out_dims=1, randomness="different")
-    return lambda batch: run(tensors, batch)
+    return lambda *batches: run(tensors, batches)
 
 
 def stack(gans: Sequence[GAN]) -> GAN:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from bngan.errors import UsageError
 from bngan.study.launchers import Launcher
 from bngan.study.runner import duration
 from bngan.study.spec import Look, Run, Study, planned_runs
@@ -89,14 +90,20 @@ def memory_used(device: str) -> int:
 
 
 def measure_all(study: Study, launcher: Launcher[Cost]) -> list[Cost]:
-    """Return the costs of all structures of a study, several at a time as when it is run."""
+    """Return the costs of all structures of a study, several at a time as when it is run.
+
+    Raises:
+        UsageError: if the machine has no room for so many at a time.
+    """
     waiting, costs = examples(study), []
     try:
         while waiting or launcher.busy:
             while waiting and launcher.room:
                 launcher.start([waiting.pop()])
             for ended in launcher.ended():
-                costs += ended.outcomes or []
+                if ended.outcomes is None:
+                    raise UsageError(f"{ended.runs[0].id}: {ended.fault}, while it was timed; lower --jobs")
+                costs += ended.outcomes
     finally:
         launcher.close()
     return costs

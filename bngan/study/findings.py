@@ -4,6 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
 
 from bngan.norms import BATCH_COUPLED
 from bngan.study.endpoints import ENDPOINTS, has_failed
@@ -22,7 +26,9 @@ WORDS = {
     "class_kl": "KL of classes to real ones, nats",
     "pixel_variance": "pixel variance / real",
 }
-References = Mapping[str, Mapping[str, Mapping[str, float]]]  # by task, what was measured, quantity
+References = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by task, what was measured, quantity
+Points = Sequence[Sequence[float]]  # (x, y) of samples in the plane
+SPACES = {"fid": "digit net", "fid_random": "random filters", "fid_pixels": "pixels"}  # in which samples are compared
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Findings:
         study: the study.
         results: of its runs.
         references: floors and controls: by task, and by what they are, the measures of images of known worth.
+        milliseconds: of an iteration, by block, context and arm, as the rounds in which it was timed found it.
     """
 
     study: Study
     results: Sequence[Result]
     references: References = field(default_factory=dict)
+    milliseconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @cached_property
     def looks(self) -> dict[str, Look]:
@@ -50,9 +58,7 @@ class Findings:
         return looks
 
     def _look(self, place: int, label: str, settings: dict[str, Value]) -> Look:
-        given = self.study.settings | settings
-        norm = str(given.get("d_norm", "batch"))
-        kind = str(given.get("batching", "joint")) if norm in BATCH_COUPLED else norm
+        kind = d_kind(self.study.settings | settings)
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
         return Look(label, colour, marker=MARKERS.get(kind, "o"), dash=dash, hollow=kind not in MARKERS)
 
@@ -69,7 +75,7 @@ class Findings:
 
     def arms_of(self, contrasts: Sequence[Contrast]) -> tuple[str, ...]:
         """Return the arms of some contrasts in the study's order, and the one that is one of them again."""
-        named = {arm for contrast in contrasts for arm in (contrast.arm, contrast.baseline)}
+        named = {arm for contrast in contrasts for arm in contrast.arms}
         if named & {arm for block in self.study.blocks for arm in block.aa.values()}:
             named.add(AA)
         return tuple(arm for arm in self.looks if arm in named)
@@ -79,12 +85,32 @@ class Findings:
         (task,) = (other.task for other in self.study.blocks if other.name == block)
         return {name: measured[key] for name, measured in self.references.get(task, {}).items() if key in measured}
 
+    def real_points(self, task: str) -> Points:
+        """Return real points of a task in the plane, none where they were not kept."""
+        return next((measured["points"] for measured in self.references.get(task, {}).values() if "points" in measured), ())
+
+    def paces(self, block: str, context: str) -> dict[str, float]:
+        """Return how many seconds an iteration takes, by arm: the median of the rounds in which it was timed."""
+        start = f"{block}/{context}/"
+        paces = {
+            key.removeprefix(start): median(rounds) / 1000 for key, rounds in self.milliseconds.items() if key.startswith(start)
+        }
+        again = next((other.aa.get(context) for other in self.study.blocks if other.name == block), None)
+        return paces | ({AA: paces[again]} if again in paces else {})
+
     def contrast_text(self, contrast: Contrast) -> str:
-        """Return a contrast in words."""
-        arm = f"{self.looks[contrast.arm].label} ({contrast.arm})"
-        if contrast.baseline is None:
-            return f"{arm}, within each run"
-        return f"{arm} against {self.looks[contrast.baseline].label} ({contrast.baseline})"
+        """Return a contrast in words; of several pairs of arms all."""
+        return " and ".join(self._pair_text(arm, baseline) for arm, baseline in contrast.comparisons)
+
+    def _pair_text(self, arm: str, baseline: str | None) -> str:
+        text = f"{self.looks[arm].label} ({arm})"
+        return f"{text}, within each run" if baseline is None else f"{text} against {self.looks[baseline].label} ({baseline})"
+
+
+def d_kind(settings: Mapping[str, Value]) -> str:
+    """Return how D normalizes: joint or separate batches, or the norm that knows no batch."""
+    norm = str(settings.get("d_norm", "batch"))
+    return str(settings.get("batching", "joint")) if norm in BATCH_COUPLED else norm
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
@@ -126,6 +152,35 @@ def ratios_to_precise(result: Result) -> dict[str, float]:
     }
 
 
+def points_of(result: Result) -> Points:
+    """Return the last samples in the plane that a run has kept, of raw weights by its own running statistics."""
+    wanted = ("raw", "running", None)
+    kept = [
+        entry["points"]
+        for entry in result.measured
+        if (entry["weights"], entry["statistics"], entry.get("momentum")) == wanted and "points" in entry
+    ]
+    return kept[-1] if kept else ()
+
+
+def probe_curve(result: Result, probe: str, key: str) -> list[tuple[float, float]]:
+    """Return what a probe told against a key of its entries, the mean over all looks."""
+    found: dict[float, list[float]] = {}
+    for entry in result.probed:
+        if entry["probe"] == probe and math.isfinite(entry["value"]):
+            found.setdefault(entry[key], []).append(entry["value"])
+    return [(x, fmean(values)) for x, values in sorted(found.items())]
+
+
+def probe_series(result: Result, probe: str, network: str) -> list[tuple[int, float]]:
+    """Return (iteration, value) of what a probe told of a whole network."""
+    return [
+        (entry["iteration"], entry["value"])
+        for entry in result.probed
+        if (entry["probe"], entry.get("network")) == (probe, network) and "layer" not in entry and math.isfinite(entry["value"])
+    ]
+
+
 def failed_of(results: Sequence[Result]) -> int:
     """Return how many runs failed."""
     return sum(map(has_failed, results))
@@ -161,6 +216,15 @@ def interval_of_median(values: Sequence[float]) -> tuple[float, float] | None:
         tail += math.comb(n, below) / 2**n
         below += 1
     return (ordered[below - 1], ordered[n - below]) if below else None
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return Spearman's rank correlation, equal values sharing their ranks; NaN where all of x or y are equal."""
+    columns = np.asarray(x, dtype=float)[:, None], np.asarray(y, dtype=float)[:, None]
+    ranks = [(column > column.T).sum(axis=1) + (column == column.T).sum(axis=1) / 2 for column in columns]
+    left, right = (rank - rank.mean() for rank in ranks)
+    norm = math.sqrt(float((left @ left) * (right @ right)))
+    return float(left @ right) / norm if norm else math.nan
 
 
 def in_margins(estimate: Estimate, value: float) -> float:

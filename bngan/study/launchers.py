@@ -1,15 +1,19 @@
 """Where are runs done? In processes side by side on this machine, in jobs of a cluster, or as one on a device.
 
-A launcher is given chunks of runs to start, while it has room, and asked now and then for those that have ended. What does not
-come back, because its process was killed, comes as None. The function that does a run is given, and its module imported where
-it is done.
+A launcher is given chunks of runs to start, while it has room, and asked now and then for those that have ended. The function
+that does a run is given, and its module imported where it is done.
+
+What the machine does to a run, such as to kill its process where memory is full, tells nothing of the run: its chunk comes back
+with that fault, and without outcomes. A defect is raised.
 """
 
 import multiprocessing
+import re
 import signal
 import time
 import traceback
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,13 +28,21 @@ Chunk = Sequence[Run]
 LAUNCHERS = ("local", "slurm", "ray")
 DAY = 24 * 60  # minutes
 POLL_SECONDS = 1.0
+MOST_WORDS = 300  # of what an engine says of a job that is lost
 
 
 class Ended(NamedTuple, Generic[Outcome]):
-    """A chunk of runs and what came out of each, or None where its process was killed."""
+    """A chunk of runs that has ended.
+
+    Attributes:
+        runs: of the chunk.
+        outcomes: what came out of each, None where the machine was at fault.
+        fault: what the machine did.
+    """
 
     runs: Chunk
     outcomes: Sequence[Outcome] | None
+    fault: str = ""
 
 
 class Launcher(Protocol[Outcome]):
@@ -55,7 +67,7 @@ class Launcher(Protocol[Outcome]):
         ...
 
     def ended(self) -> list[Ended[Outcome]]:
-        """Return the chunks that have ended, after waiting a second for the first of them; what went wrong in one is raised."""
+        """Return the chunks that have ended, after waiting a second for the first of them; a defect in one is raised."""
         ...
 
     def close(self) -> None:
@@ -97,14 +109,15 @@ class Processes(Generic[Outcome]):
 
     def start(self, runs: Chunk) -> None:
         worker = self._idle.pop() if self._idle else self._new_worker()
-        worker.connection.send(runs)
+        with suppress(BrokenPipeError):  # it was killed while it was idle, which is heard as if it were at work
+            worker.connection.send(runs)
         self._at_work.append((worker, runs))
 
     def ended(self) -> list[Ended[Outcome]]:
         heard = wait([worker.connection for worker, _ in self._at_work], timeout=POLL_SECONDS)
         speaking = [(worker, runs) for worker, runs in self._at_work if worker.connection in heard]
         self._at_work = [(worker, runs) for worker, runs in self._at_work if worker.connection not in heard]
-        return [Ended(runs, self._outcomes(worker)) for worker, runs in speaking]
+        return [self._hear(worker, runs) for worker, runs in speaking]
 
     def close(self) -> None:
         for worker in [*self._idle, *(worker for worker, _ in self._at_work)]:
@@ -121,15 +134,21 @@ class Processes(Generic[Outcome]):
         theirs.close()  # so that the end of the process is heard
         return _Worker(process, connection)
 
-    def _outcomes(self, worker: _Worker) -> list[Outcome] | None:
+    def _hear(self, worker: _Worker, runs: Chunk) -> Ended[Outcome]:
         try:
-            outcomes = worker.connection.recv()
+            sent = worker.connection.recv()
         except (EOFError, ConnectionResetError):
             worker.process.join()
             worker.connection.close()
-            return None
+            return Ended(runs, None, f"its process ended: {_last_words(worker.process)}")
         self._idle.append(worker)
-        return _raise_if_error(outcomes)
+        return _opened(runs, sent)
+
+
+def _last_words(process: BaseProcess) -> str:
+    """Return how a process has ended: "Killed", "status 1"."""
+    code = process.exitcode or 0
+    return signal.strsignal(-code) or f"signal {-code}" if code < 0 else f"status {code}"
 
 
 def _work(connection: Connection, function: Callable[[Run], Outcome]) -> None:
@@ -146,21 +165,39 @@ def _work(connection: Connection, function: Callable[[Run], Outcome]) -> None:
         connection.send(_do_chunk(function, runs))
 
 
-def _do_chunk(function: Callable[[Run], Outcome], runs: Chunk) -> list[Outcome] | RuntimeError:
-    """Do runs one after the other on one thread; what goes wrong is returned as text, for not every error can be sent."""
+# What is sent from where runs are done ---------------------------------------------------------------------------------
+
+
+def _do_chunk(function: Callable[[Run], Outcome], runs: Chunk) -> list[Outcome] | Exception:
+    """Do runs one after the other on one thread, and return what came out or went wrong.
+
+    A defect is returned as text, for not every error can be sent.
+    """
     import torch
 
     torch.set_num_threads(1)
     try:
         return [function(run) for run in runs]
-    except Exception:
-        return RuntimeError(traceback.format_exc())
+    except OSError as error:  # which tells a full disk from a defect
+        error.add_note(traceback.format_exc())
+        return error
+    except Exception as error:
+        return MemoryError() if is_memory_full(error) else RuntimeError(traceback.format_exc())
 
 
-def _raise_if_error(outcomes: list[Outcome] | RuntimeError) -> list[Outcome]:
-    if isinstance(outcomes, RuntimeError):
-        raise outcomes
-    return outcomes
+def _opened(runs: Chunk, sent: list[Outcome] | Exception) -> Ended[Outcome]:
+    """Return what has been sent of runs; what went wrong is raised, but for what the machine did."""
+    if isinstance(sent, MemoryError):
+        return Ended(runs, None, "memory was full")
+    if isinstance(sent, Exception):
+        raise sent
+    return Ended(runs, sent)
+
+
+def is_memory_full(error: Exception) -> bool:
+    """Whether an error says that there was no memory, of the processor's or a GPU's; torch tells it by a RuntimeError."""
+    words = "out of memory|t allocate memory|bad_alloc|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(words, str(error)) is not None)
 
 
 # On a cluster ---------------------------------------------------------------------------------------------------------
@@ -170,7 +207,7 @@ class Job(Protocol[Outcome]):
     """What submitit, and ray as a future, give for what was submitted."""
 
     def done(self) -> bool: ...
-    def result(self) -> list[Outcome] | RuntimeError: ...
+    def result(self) -> list[Outcome] | Exception: ...
     def cancel(self) -> object: ...
 
 
@@ -205,20 +242,20 @@ class Cluster(Generic[Outcome]):
         self._submitted = [pair for pair in self._submitted if pair not in done]
         if not done:
             time.sleep(POLL_SECONDS)
-        return [Ended(runs, self._outcomes(job)) for job, runs in done]
+        return [self._ended(job, runs) for job, runs in done]
 
     def close(self) -> None:
         for job, _ in self._submitted:
             job.cancel()
         self._submitted = []
 
-    def _outcomes(self, job: Job[Outcome]) -> list[Outcome] | None:
+    @staticmethod
+    def _ended(job: Job[Outcome], runs: Chunk) -> Ended[Outcome]:
         try:
-            outcomes = job.result()
-        except Exception:  # the engine's own: the job was killed, or its machine is gone
-            traceback.print_exc()
-            return None
-        return _raise_if_error(outcomes)
+            sent = job.result()
+        except Exception as error:  # the engine's own: the job was killed, or its machine is gone
+            return Ended(runs, None, " ".join(f"{type(error).__name__}: {error}".split())[:MOST_WORDS])
+        return _opened(runs, sent)
 
 
 def slurm(jobs: int, function: Callable[[Run], Outcome], folder: Path, cluster: str | None = None) -> Cluster[Outcome]:
@@ -261,7 +298,7 @@ def ray(jobs: int, function: Callable[[Run], Outcome]) -> Cluster[Outcome]:
 
 
 class Together(Generic[Outcome]):
-    """Runs of one structure, trained as one by this process, as many as there is memory for.
+    """Runs of one structure, trained as one by this process, as many as there is memory for: where it does not suffice, half.
 
     Args:
         function: what is done with a chunk of runs of one structure.
@@ -300,7 +337,19 @@ class Together(Generic[Outcome]):
     def ended(self) -> list[Ended[Outcome]]:
         assert self._started is not None
         runs, self._started = self._started, None
-        return [Ended(runs, self.function(runs))]
+        return self._do(runs)
 
     def close(self) -> None:
         self._started = None
+
+    def _do(self, runs: Chunk) -> list[Ended[Outcome]]:
+        try:
+            return [Ended(runs, self.function(runs))]
+        except RuntimeError as error:
+            if not is_memory_full(error):
+                raise
+        if len(runs) == 1:
+            return [Ended(runs, None, "memory was full")]
+        half = len(runs) // 2
+        print(f"There is no memory for {len(runs)} runs like {runs[0].id} as one; it goes on with {half}.", flush=True)
+        return self._do(runs[:half]) + self._do(runs[half:])  # out of the except block, which holds what filled the memory

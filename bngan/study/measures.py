@@ -1,21 +1,24 @@
 """How good are samples? Several sets of them are measured in one pass, against real images that were measured once."""
 
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bngan.images import to_minus1_1
-from bngan.metrics.digit_net import DigitNet, load_digit_net
+from bngan.metrics.digit_net import load_digit_net
+from bngan.metrics.random_net import RandomNet
 
 COVERED = 0.005  # fraction of the samples from which on a class counts as covered
 NEIGHBOURS = 5  # k of coverage
+PIXEL_COMPONENTS = 64  # of the real images' pixels: as many as the digit net has features
 ROWS_AT_ONCE = 200  # of a matrix of distances: what a processor's cache holds
-IMAGES_AT_ONCE = 500  # given to the digit net on a processor
+IMAGES_AT_ONCE = 500  # given to a net on a processor
 
 
 class DigitMeasures:
-    """Measures sets of samples against real digits by the pinned digit net.
+    """Measures sets of samples against real digits by the pinned digit net, and by two feature spaces that know no classes.
 
     Args:
         real_images: uint8 (N, 1, 28, 28), on the device where all is computed.
@@ -23,17 +26,18 @@ class DigitMeasures:
 
     def __init__(self, real_images: Tensor) -> None:
         self.net = load_digit_net().to(real_images.device)
-        images = to_minus1_1(real_images).unsqueeze(0)
-        self._real = digit_features(self.net, images)[0]  # (N, 64)
+        self._images = to_minus1_1(real_images).unsqueeze(0)  # (1, N, 1, 28, 28)
+        self._real = digit_features(self.net, self._images)[0]  # (N, 64)
         self._real_mean, self._real_covariance = moments(self._real.unsqueeze(0))
-        self._real_variance = pixel_variance(images)
+        self._real_variance = pixel_variance(self._images)
 
     def measure(self, sets: Tensor, *, whole: bool) -> list[dict[str, float]]:
         """Return the measures of each of R sets of samples (R, n, 1, 28, 28) in [-1, 1], rounded to a picture's 256 levels.
 
         `fid` is of the digit net; `classes` counts those with at least 0.5% of the samples; `class_kl` is
         KL(histogram || uniform) in nats; `pixel_variance` is over that of real images. Where `whole`, also `coverage`, which
-        takes most of the time.
+        takes most of the time, and the same distance in other spaces: `fid_random`, of the net of random filters, and
+        `fid_pixels`, of the real pixels' principal components. The three share no scale.
         """
         sets = rounded(sets)
         features = digit_features(self.net, sets)  # (R, n, 64)
@@ -46,14 +50,38 @@ class DigitMeasures:
         }
         if whole:
             values["coverage"] = torch.stack([coverage(self._real, self._radii, fakes) for fakes in features])
+            for name, (net, mean, covariance) in self._other_spaces.items():
+                values[f"fid_{name}"] = frechet_distance(mean, covariance, *moments(digit_features(net, sets)))
         return by_set(values)
 
     @cached_property
     def _radii(self) -> Tensor:
         return neighbour_distances(self._real, NEIGHBOURS)
 
+    @cached_property
+    def _other_spaces(self) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+        """Return the net, and the real images' mean (1, d) and covariance (1, d, d), of each space, by its name."""
+        with torch.random.fork_rng(devices=[]):  # layers draw when they are built, and a run is on its way
+            nets = {"random": RandomNet().to(self._images.device), "pixels": PrincipalComponents(self._images[0])}
+        return {name: (net, *moments(digit_features(net, self._images))) for name, net in nets.items()}
 
-def by_set(values: dict[str, Tensor]) -> list[dict[str, float]]:
+
+class PrincipalComponents(nn.Module):
+    """Maps images to the components in which the pixels of real images (N, C, H, W) vary most."""
+
+    directions: Tensor
+
+    def __init__(self, real_images: Tensor) -> None:
+        super().__init__()
+        _, vectors = torch.linalg.eigh(real_images.flatten(start_dim=1).double().T.cov())  # the largest come last
+        self.register_buffer("directions", vectors[:, -PIXEL_COMPONENTS:])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to (N, 64), float64."""
+        return images.flatten(start_dim=1).double() @ self.directions
+
+
+def by_set(values: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Return, for each of R sets, its values by name, where `values` has (R,) of each."""
     rows = zip(*(value.tolist() for value in values.values()), strict=True)
     return [{name: float(value) for name, value in zip(values, row, strict=True)} for row in rows]
@@ -64,8 +92,8 @@ def rounded(images: Tensor) -> Tensor:
     return to_minus1_1(((images + 1) * 127.5).round().clamp(0, 255))
 
 
-def digit_features(net: DigitNet, sets: Tensor) -> Tensor:
-    """Return the features (R, n, 64), float64, of sets of digits (R, n, 1, 28, 28) in [-1, 1]."""
+def digit_features(net: nn.Module, sets: Tensor) -> Tensor:
+    """Return a net's features (R, n, d), float64, of sets of digits (R, n, 1, 28, 28) in [-1, 1]; the digit net has 64."""
     at_once = IMAGES_AT_ONCE if sets.device.type == "cpu" else 20 * IMAGES_AT_ONCE
     features = torch.cat([net(images) for images in sets.flatten(end_dim=1).split(at_once)])
     return features.double().unflatten(0, sets.shape[:2])

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from bngan.study.figures import VERDICTS, Figure
+from bngan.study.figures.overview import VERDICTS
+from bngan.study.figures.view import Figure
 
 
 @dataclass(frozen=True)

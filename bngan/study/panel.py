@@ -150,6 +150,12 @@ class Panel:
             self.axes.plot(shares, [1.09] * lost, **look.points | where | {"linestyle": "none", "alpha": 0.65})
             self.write(f"{lost} of {total}", (x, 1.19), ("data", "axes fraction"), ha="center")
 
+    def hatch(self, column: int, row: int) -> None:
+        """Hatch a place of a table of columns and rows."""
+        self.axes.bar(
+            column, height=0.94, bottom=row - 0.47, width=0.96, fill=False, hatch="////", edgecolor="#bbbbbb", zorder=0.8
+        )
+
     def share(self, value: float, axis: Literal["x", "y"] = "x") -> float:
         """Return where a value lies between the ends of an axis, 0 to 1."""
         point = (value, self.axes.get_ylim()[0]) if axis == "x" else (self.axes.get_xlim()[0], value)

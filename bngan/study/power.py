@@ -9,18 +9,19 @@ from itertools import product
 
 import numpy as np
 
-from bngan.study.decisions import ZONES, Values, Zone, find
+from bngan.study.decisions import CHOSEN, EVERY, ZONES, Values, Zone, find, key_of
 from bngan.study.endpoints import ENDPOINTS, FAILED_FID, USEFUL_FID, Kind
-from bngan.study.spec import AA, Block, Contrast, Study
-from bngan.study.statistics import Array, best
+from bngan.study.spec import AA, Block, Contrast, Study, nearest
+from bngan.study.statistics import Array, best, cross_fitted
 
 # What is assumed before there are data: how much runs of an arm differ (of ratios the standard deviation of the logarithm), how
 # many fail, and how large an effect must be found for a study to be worth running.
 SPREAD: Mapping[Kind, float] = {"ratio": 0.3, "difference": 0.05, "rate": 0.0}
 FAILING = 0.2
-LARGE: Mapping[Kind, float] = {"ratio": 3.0, "difference": 0.5, "rate": 0.6}
+LARGE: Mapping[Kind, float] = {"ratio": 3.0, "difference": 0.5, "rate": 0.7}
 ENDPOINT_OF: Mapping[Kind, str] = {"ratio": "fid", "difference": "coverage", "rate": "failure"}
 STUDIES = 1000
+BESIDE = "beside"  # with a number, the name of runs at a value beside the chosen one
 
 
 # Power ----------------------------------------------------------------------------------------------------------------
@@ -31,7 +32,7 @@ class Power:
     """How often studies come to each zone.
 
     Attributes:
-        n: runs of each arm.
+        n: runs of each arm, in each stratum.
         effect: the truth: a ratio above 1 or a difference above 0, in the claim's direction.
         spread: standard deviation of runs; of ratios that of the logarithm; rates have none of their own.
         shares: of studies, by zone.
@@ -43,23 +44,39 @@ class Power:
     shares: Mapping[Zone, float]
 
 
-def power(kind: Kind, n: int, margin: float, effect: float, spread: float, studies: int = STUDIES) -> Power:
-    """Return how often a contrast of n runs an arm comes to each zone, by simulation with a fixed seed.
+def power(
+    kind: Kind, n: int, margin: float, effect: float, spread: float, *, strata: int = 1, places: int = 1, studies: int = STUDIES
+) -> Power:
+    """Return how often a contrast comes to each zone, by simulation with a fixed seed.
 
     Runs of ratios are lognormal, those of differences normal; of rates the arm's is FAILING, and the baseline's so much above.
+
+    Args:
+        kind: of the endpoint.
+        n: runs of each arm in each stratum.
+        margin: of the contrast.
+        effect: the truth.
+        spread: of runs.
+        strata: how many there are, of values of axes and blocks.
+        places: over how many contexts intervals hold at once.
+        studies: how many are simulated.
     """
     contrast = Contrast("arm", "baseline", ("block",), ENDPOINT_OF[kind], margin, "less" if kind == "rate" else "more")
     generator = np.random.default_rng(n)
-    arm, baseline = generator.normal(scale=spread, size=(2, studies, n))
+    size = (2, strata, studies, n)
+    arm, baseline = generator.normal(scale=spread, size=size)
     if kind == "ratio":
         arm, baseline = effect * np.exp(arm), np.exp(baseline)
     elif kind == "difference":
         arm = arm + effect
     else:
-        drawn = generator.random((2, studies, n))
+        drawn = generator.random(size)
         arm, baseline = (drawn[0] < FAILING).astype(float), (drawn[1] < FAILING + effect).astype(float)
-    values = {(contrast.endpoint, "block", "context", name): {"": x} for name, x in (("arm", arm), ("baseline", baseline))}
-    counts = Counter(find(values, contrast, ("context",), "beyond").zone.tolist())
+    values = {
+        (contrast.endpoint, "block", "context", name): {f"{stratum}": of for stratum, of in enumerate(runs)}
+        for name, runs in (("arm", arm), ("baseline", baseline))
+    }
+    counts = Counter(find(values, contrast, ("context",), "beyond", places).zone.tolist())
     return Power(n, effect, spread, {name: counts[place] / studies for place, name in enumerate(ZONES)})
 
 
@@ -73,14 +90,20 @@ def power_table(
 
 
 @cache
-def can_decide(kind: Kind, n: int, margin: float) -> bool:
-    """Return whether n runs an arm have at least an even chance to come to a verdict, be it that there is no effect, or that
-    a large one is there: a ratio of 3, a difference of 0.5, or rates of 0.2 and 0.8."""
-    nothing = power(kind, n, margin, 1.0 if kind == "ratio" else 0.0, SPREAD[kind]).shares["no practical effect"]
-    return max(nothing, power(kind, n, margin, LARGE[kind], SPREAD[kind]).shares["supported"]) >= 0.5
+def can_decide(kind: Kind, n: int, margin: float, strata: int = 1, places: int = 1) -> bool:
+    """Return whether a contrast has at least an even chance to come to a verdict, be it that there is no effect, or that a
+    large one is there: a ratio of 3, a difference of 0.5, or rates of 0.2 and 0.9; for the numbers see `power`."""
+
+    def share(effect: float, zone: Zone) -> float:
+        return power(kind, n, margin, effect, SPREAD[kind], strata=strata, places=places).shares[zone]
+
+    return max(share(1.0 if kind == "ratio" else 0.0, "no practical effect"), share(LARGE[kind], "supported")) >= 0.5
 
 
 # Whole studies --------------------------------------------------------------------------------------------------------
+
+
+Drawn = tuple[Array, Array]  # FID of runs, and whether they fail
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,7 @@ def simulate(study: Study, truths: Mapping[str, Truth], studies: int, seed: int)
     """Return the endpoints (studies, n) of runs of a study's claims, as if it had been run so often; pilots choose in each.
 
     FID is as the truth says; times to an FID grow with it, shares (coverage, modes) fall with its logarithm. Where rates
-    matter, pilots may choose a worse one for the baseline, and runs at that rate are worse: intervals do not tell of that.
+    matter, pilots may choose a worse one for an arm, and runs at that rate are worse.
 
     Args:
         study: what is planned.
@@ -114,32 +137,43 @@ def simulate(study: Study, truths: Mapping[str, Truth], studies: int, seed: int)
     """
     generator = np.random.default_rng(seed)
     blocks = {block.name: block for block in study.blocks}
-    asked = sorted(
-        {cell for claim in study.claims for contrast in claim.contrasts for cell in _cells(contrast, claim.contexts)}
-    )
-    runs: dict[tuple[str, str, str], dict[str, tuple[Array, Array]]] = {}
+    runs: dict[tuple[str, str, str], dict[str, Drawn]] = {}
     values: dict[tuple[str, str, str, str], dict[str, Array]] = {}
-    for endpoint, name, context, arm in asked:
+    for contrast, (name, context, arm) in _cells(study):
         block = blocks[name]
         if (name, context, arm) not in runs:
             truth = truths.get(block.aa[context] if arm == AA else arm, Truth())
             runs[name, context, arm] = dict(_runs(block, blocks, arm, truth, studies, generator))
         drawn = runs[name, context, arm]
-        values[endpoint, name, context, arm] = {axes: _endpoint(endpoint, *of, block.iterations) for axes, of in drawn.items()}
-        values["horizon", name, context, arm] = {axes: np.full(fid.shape, block.iterations) for axes, (fid, _) in drawn.items()}
+        drawn = (
+            _cross_fitted(drawn) if contrast.cross_fitted else {axes: of for axes, of in drawn.items() if BESIDE not in axes}
+        )
+        for endpoint in (contrast.endpoint, "horizon"):
+            values[key_of(contrast, endpoint), name, context, arm] = {
+                axes: _endpoint(endpoint, *of, block.iterations) for axes, of in drawn.items()
+            }
     return values
 
 
-def _cells(contrast: Contrast, contexts: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
-    for block, context, arm in product(contrast.blocks, contexts, (contrast.arm, contrast.baseline)):
-        if arm is not None:
-            yield contrast.endpoint, block, context, arm
+def _cells(study: Study) -> Iterator[tuple[Contrast, tuple[str, str, str]]]:
+    """Yield every contrast with each block, context and arm of which it asks for runs."""
+    for claim in study.claims:
+        for contrast in claim.contrasts:
+            for cell in product(contrast.blocks, claim.contexts, contrast.arms):
+                yield contrast, cell
+
+
+def _cross_fitted(drawn: Mapping[str, Drawn]) -> dict[str, Drawn]:
+    """Return runs at the values that the other half of them chooses, and at every value."""
+    fid, failed = (np.stack([of[part] for of in drawn.values()], axis=-2) for part in (0, 1))  # (studies, values, n)
+    scores = np.where(failed > 0, FAILED_FID, fid)
+    return {CHOSEN: (cross_fitted(scores, fid), cross_fitted(scores, failed)), EVERY: (fid, failed)}
 
 
 def _runs(
     block: Block, blocks: Mapping[str, Block], arm: str, truth: Truth, studies: int, generator: np.random.Generator
-) -> Iterator[tuple[str, tuple[Array, Array]]]:
-    """Yield an arm's runs, FID and whether they fail, each (studies, n), by the values of their axes."""
+) -> Iterator[tuple[str, Drawn]]:
+    """Yield an arm's runs (studies, n) by the values of their axes."""
     seeds = block.aa_seeds if arm == AA else block.seeds.get("fresh", ()) or block.seeds.get("pilot", ())
     if block.chosen_from is None:
         for place, worse in enumerate(_profile(block, truth)):
@@ -149,7 +183,11 @@ def _runs(
         profile = _profile(source, truth)
         fid, failed = _draw(truth, profile[:, None], (studies, len(profile), len(source.seeds["pilot"])), generator)
         chosen = best(np.where(failed > 0, FAILED_FID, fid))  # (studies,)
-        yield "chosen", _draw(truth, profile[chosen][:, None], (studies, len(seeds)), generator)
+        yield CHOSEN, _draw(truth, profile[chosen][:, None], (studies, len(seeds)), generator)
+        if block.neighbours:
+            beside = np.array([nearest(place, len(profile)) for place in range(len(profile))])[chosen]  # (studies, values)
+            for place, others in enumerate(beside.T):
+                yield f"{BESIDE} {place}", _draw(truth, profile[others][:, None], (studies, len(seeds)), generator)
 
 
 def _profile(block: Block, truth: Truth) -> Array:
@@ -158,13 +196,15 @@ def _profile(block: Block, truth: Truth) -> Array:
     return truth.steepness * np.square(np.arange(places) - places // 2)
 
 
-def _draw(truth: Truth, worse: Array | float, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[Array, Array]:
+def _draw(truth: Truth, worse: Array | float, shape: tuple[int, ...], generator: np.random.Generator) -> Drawn:
     fid = truth.fid * np.exp(worse + truth.spread * generator.normal(size=shape))
     return np.minimum(fid, FAILED_FID), (generator.random(shape) < truth.failing).astype(float)
 
 
 def _endpoint(name: str, fid: Array, failed: Array, iterations: int) -> Array:
-    """Return an endpoint of runs; a failed one has the worst."""
+    """Return an endpoint of runs, or their horizon; a failed one has the worst."""
+    if name == "horizon":
+        return np.full(fid.shape, iterations, dtype=float)
     endpoint = ENDPOINTS[name]
     if endpoint.kind == "rate":
         return failed

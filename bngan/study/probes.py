@@ -20,7 +20,8 @@ from bngan.gan import GAN
 from bngan.norms import BATCH_COUPLED, Layer
 
 PROBE_BATCHES = 8
-OFFSET = 0.5  # images reach from -1 to 1
+OFFSETS = (0.05, 0.1, 0.2, 0.3, 0.5)  # images reach from -1 to 1; the last is the endpoint's
+SHARES_OF_BATCH = (0.125, 0.25, 0.5, 2.0)  # sizes at which the share of the mates is measured beside training's own
 STEPS = (0.5, 1.0, 2.0, 4.0)
 TINY = torch.finfo(torch.double).tiny
 Entry = dict[str, Any]
@@ -30,10 +31,13 @@ Parameters = list[nn.Parameter]
 
 
 def probe(gan: GAN, real_images: Tensor, names: Sequence[str]) -> list[Entry]:
-    """Return the entries of Result.probed of these probes, on real images (PROBE_BATCHES N, C, H, W) of batches of N."""
+    """Return the entries of Result.probed of these probes, on real images (PROBE_BATCHES N, C, H, W) of batches of N.
+
+    An entry is said to be of the probe that made it, unless it names another: that of a curve, of which endpoints know nothing.
+    """
     iteration = int(gan.iteration)
     found = {name: PROBES[name](gan, real_images) for name in names}
-    return [{"iteration": iteration, "probe": name, **entry} for name, entries in found.items() for entry in entries]
+    return [{"iteration": iteration, "probe": name} | entry for name, entries in found.items() for entry in entries]
 
 
 # What D says of an image ----------------------------------------------------------------------------------------------
@@ -42,38 +46,59 @@ def probe(gan: GAN, real_images: Tensor, names: Sequence[str]) -> list[Entry]:
 def offset_response(gan: GAN, real_images: Tensor) -> list[Entry]:
     """Return how far the fakes' mean logit moves if 0.5 is added to all fakes, in standard deviations of all logits.
 
-    D normalizes batches as in training. It is the mean over the batches; 0 means that D is blind to it.
+    D normalizes batches as in training. It is the mean over the batches; 0 means that D is blind to it. The same for smaller
+    offsets makes the entries of `offset_curve`.
     """
     with evaluation_statistics(gan, "batch"):
         batches = enumerate(real_images.split(batch_size(gan)))
-        moves = [_move_by_offset(gan, as_seen(gan, real, 0, number), draw_fakes(gan, number)) for number, real in batches]
-    return [{"value": float(torch.stack(moves).mean())}]
+        moves = [_moves_by_offsets(gan, as_seen(gan, real, 0, number), draw_fakes(gan, number)) for number, real in batches]
+    values = torch.stack(moves).mean(dim=0).tolist()  # of OFFSETS
+    curve = [{"probe": "offset_curve", "offset": offset, "value": value} for offset, value in zip(OFFSETS, values, strict=True)]
+    return [{"value": values[-1]}, *curve]
 
 
-def _move_by_offset(gan: GAN, real: Tensor, fake: Tensor) -> Tensor:
+def _moves_by_offsets(gan: GAN, real: Tensor, fake: Tensor) -> Tensor:
+    """Return how far the mean logit of fakes (N, C, H, W) moves by each of OFFSETS, in standard deviations."""
     real_logits, fake_logits = discriminate(gan.logits, real, fake, gan.settings.batching)
-    _, moved = discriminate(gan.logits, real, fake + OFFSET, gan.settings.batching)
+    moved = [discriminate(gan.logits, real, fake + offset, gan.settings.batching)[1].mean() for offset in OFFSETS]
     spread = torch.cat([real_logits, fake_logits]).std().clamp_min(torch.finfo(torch.float32).eps)
-    return (moved.mean() - fake_logits.mean()).abs() / spread
+    return (torch.stack(moved) - fake_logits.mean()).abs() / spread
 
 
 def mates_share(gan: GAN, real_images: Tensor) -> list[Entry]:
     """Return which share of the variance of a real image's logit is due to the others in its batch; see batch_dependence.
 
-    With packs it is a pack's logit. Where D takes each image by itself it is exactly 0.
+    With packs it is a pack's logit. Where D takes each image by itself it is exactly 0. The same in batches of other sizes,
+    of which G's fakes are made as well, makes the entries of `mates_curve`.
     """
+    own = batch_size(gan)
+    shares = {size: _mates_share(gan, real_images[: PROBE_BATCHES * size], size) for size in (own, *other_sizes(gan))}
+    curve = [{"probe": "mates_curve", "batch": size, "value": shares[size]} for size in sorted(shares)]
+    return [{"value": shares[own]}, *curve]
+
+
+def other_sizes(gan: GAN) -> list[int]:
+    """Return the sizes of SHARES_OF_BATCH whose batches can be packed, grouped and normalized as the settings say."""
+    settings = gan.settings
+    groups = settings.ghost_groups if "ghost" in (settings.g_norm, settings.d_norm) else 1
+    unit = 2 * settings.pack * groups * max(1, settings.minibatch_stddev)
+    sizes = [int(share * batch_size(gan)) for share in SHARES_OF_BATCH]
+    return [size for size in sizes if size and size % unit == 0]
+
+
+def _mates_share(gan: GAN, real_images: Tensor, size: int) -> float:
     settings = gan.settings
     if settings.d_norm not in BATCH_COUPLED and not settings.minibatch_stddev:
-        return [{"value": 0.0}]
+        return 0.0
     with evaluation_statistics(gan, "batch"):
         dependence = batch_dependence(
             gan.logits,
             as_seen(gan, real_images, 0),
-            lambda number: draw_fakes(gan, number),
+            lambda number: draw_fakes(gan, number, size),
             settings.batching,
-            batch_size(gan) // settings.pack,
+            size // settings.pack,
         )
-    return [{"value": float(dependence) ** 2}]
+    return float(dependence) ** 2
 
 
 def batch_size(gan: GAN) -> int:
@@ -81,9 +106,9 @@ def batch_size(gan: GAN) -> int:
     return int(gan.normalized_together)
 
 
-def draw_fakes(gan: GAN, number: int) -> Tensor:
-    """Return fakes (N / pack, pack C, H, W) of the latents of that batch, as D sees them."""
-    size = batch_size(gan)
+def draw_fakes(gan: GAN, number: int, size: int | None = None) -> Tensor:
+    """Return fakes (N / pack, pack C, H, W) of the latents of that batch of N, as D sees them; N is training's by default."""
+    size = size or batch_size(gan)
     return as_seen(gan, gan.generate(gan.sample_latents(number * size, (number + 1) * size)), 1, number)
 
 

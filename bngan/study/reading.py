@@ -12,20 +12,20 @@ import yaml
 
 from bngan.errors import UsageError
 from bngan.gan import GAN
-from bngan.recipes import SHIPPED, find_shipped, yaml_fault
+from bngan.recipes import SHIPPED, find_shipped, read_config, yaml_fault
 from bngan.settings import Settings, check_settings
 from bngan.study.endpoints import ENDPOINTS
 from bngan.study.ensemble import structure
 from bngan.study.power import can_decide
 from bngan.study.probes import PROBES
-from bngan.study.spec import AA, Arm, Block, Claim, Contrast, Look, Role, Run, Study, Value, planned_runs
+from bngan.study.spec import AA, DEFAULTS, Arm, Block, Claim, Contrast, Look, Role, Run, Study, Value, planned_runs
 from bngan.study.tasks import TASKS
 
 STUDIES = SHIPPED / "study"
 HINTS = get_type_hints(Settings)
 GIVEN_ELSEWHERE = {"image_shape": "it comes from the task", "seed": "give `seeds` of a block"}
 MOST_SEEDS = 100_000
-Counts = Counter[tuple[str, str, str]]  # of runs, by context, arm and role
+Counts = Mapping[tuple[str, str, str], Counter[str]]  # of runs, by context, arm and role; then by values of the axes
 
 
 def find_study(name: str) -> Path:
@@ -103,9 +103,8 @@ def _arm(name: str, given: Any) -> Arm:
 
 def _block(name: str, given: Any) -> Block:
     where = f"block {name}"
-    block = _section(
-        given, where, required="task arms seeds iterations batch_size looks", optional="axes chosen_from chosen_as settings aa"
-    )
+    optional = "axes chosen_from chosen_as neighbours settings aa"
+    block = _section(given, where, required="task arms seeds iterations batch_size looks", optional=optional)
     seeds = _section(block["seeds"], f"{where}: seeds", optional="pilot fresh aa")
     roles: tuple[Role, ...] = get_args(Role)
     return Block(
@@ -122,6 +121,7 @@ def _block(name: str, given: Any) -> Block:
         chosen_as={context: str(other) for context, other in _section(block.get("chosen_as") or {}, where).items()},
         aa={context: str(arm) for context, arm in _section(block.get("aa") or {}, f"{where}: aa").items()},
         aa_seeds=_seeds(seeds["aa"], f"{where}: seeds of aa") if "aa" in seeds else (),
+        neighbours=_flag(block.get("neighbours", False), f"{where}: neighbours"),
     )
 
 
@@ -145,7 +145,8 @@ def _looks(given: Any, where: str) -> tuple[Look, ...]:
 
 
 def _claim(given: Any, where: str) -> Claim:
-    claim = _section(given, where, required="name statement primary contexts", optional="rule also controls secondary")
+    optional = "rule also controls secondary conditions"
+    claim = _section(given, where, required="name statement primary contexts", optional=optional)
     others = {
         kind: tuple(
             _contrast(one, f"{where}: {kind}") for one in _list(claim.get(kind, []), f"{where}: {kind}", allow_empty=True)
@@ -158,12 +159,25 @@ def _claim(given: Any, where: str) -> Claim:
         primary=_contrast(claim["primary"], f"{where}: primary"),
         contexts=_names(claim["contexts"], f"{where}: contexts"),
         rule=_choice(claim.get("rule", "beyond"), get_args(get_type_hints(Claim)["rule"]), f"{where}: unknown rule"),
+        conditions=_conditions(claim.get("conditions") or {}, f"{where}: conditions"),
         **others,
     )
 
 
+def _conditions(given: Any, where: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    conditions = {}
+    for name, levels in _section(given, where).items():
+        if not isinstance(levels, list) or len(levels) != 2:
+            raise UsageError(f"{where}: {name} must be two lists of contexts, such as [[T], [B]], got {levels!r}")
+        first, second = (_names(level, f"{where}: {name}") for level in levels)
+        _distinct((*first, *second), f"{where}: {name}")
+        conditions[name] = (first, second)
+    return conditions
+
+
 def _contrast(given: Any, where: str) -> Contrast:
-    contrast = _section(given, where, required="arm blocks endpoint margin better", optional="baseline")
+    optional = "baseline pairs cross_fitted"
+    contrast = _section(given, where, required="arm blocks endpoint margin better", optional=optional)
     margin = contrast["margin"]
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         raise UsageError(f"{where}: margin must be a number, got {margin!r}")
@@ -175,7 +189,18 @@ def _contrast(given: Any, where: str) -> Contrast:
         endpoint=_choice(contrast["endpoint"], ENDPOINTS, f"{where}: unknown endpoint"),
         margin=float(margin),
         better=_choice(contrast["better"], ("less", "more"), f"{where}: unknown better"),
+        pairs=_pairs(contrast.get("pairs", []), f"{where}: pairs"),
+        cross_fitted=_flag(contrast.get("cross_fitted", False), f"{where}: cross_fitted"),
     )
+
+
+def _pairs(given: Any, where: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for pair in _list(given, where, allow_empty=True):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UsageError(f"{where} must be lists of an arm and its baseline, such as [[a3, a2]], got {pair!r}")
+        pairs.append((str(pair[0]), str(pair[1])))
+    return tuple(pairs)
 
 
 # Parts of it ----------------------------------------------------------------------------------------------------------
@@ -211,6 +236,12 @@ def _counts(given: Any, where: str) -> tuple[int, ...]:
     return _distinct((_count(item, where) for item in _list(given, where, allow_empty=True)), where)
 
 
+def _flag(given: Any, where: str) -> bool:
+    if not isinstance(given, bool):
+        raise UsageError(f"{where} must be true or false, got {given!r}")
+    return given
+
+
 def _count(given: Any, where: str) -> int:
     if type(given) is not int or given < 1:
         raise UsageError(f"{where} must be a whole number of at least 1, got {given!r}")
@@ -237,7 +268,22 @@ def _axis(names: str, given: Any, where: str) -> tuple[Value, ...]:
 
 
 def _settings(given: Any, where: str) -> dict[str, Value]:
-    return {name: _setting(name, value, where) for name, value in _section(given or {}, where).items()}
+    """Return settings, on top of those of a `recipe` where one is named."""
+    settings = _section(given or {}, where)
+    recipe = _recipe(settings.pop("recipe"), where) if "recipe" in settings else {}
+    return recipe | {name: _setting(name, value, where) for name, value in settings.items()}
+
+
+def _recipe(name: Any, where: str) -> dict[str, Value]:
+    """Return a shipped recipe's settings of the networks and their training that are not the default.
+
+    Its batch size and length are not among them: they are the block's. A file of anybody's is no recipe here, for it could
+    change while the study's file, by whose hash results are known, does not.
+    """
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    model = read_config(shipped[_choice(name, shipped, f"{where}: unknown recipe")]).get("model", {})
+    settings = {key: _setting(key, value, f"recipe {name}") for key, value in model.items()}
+    return {key: value for key, value in settings.items() if value != DEFAULTS[key]}
 
 
 def _setting(name: str, value: Any, where: str) -> Value:
@@ -283,6 +329,7 @@ def check_study(study: Study) -> None:
         _check_names(study, block)
         _check_seeds(block)
         _check_choice(study, block)
+        _check_neighbours(study, block)
         if (last := block.looks[-1].iteration if block.looks else 0) != block.iterations:
             raise UsageError(
                 f"block {block.name}: the last look must be after iteration {block.iterations}, and is after {last}"
@@ -294,7 +341,7 @@ def check_study(study: Study) -> None:
     runs = {block.name: planned_runs(study, block) for block in study.blocks}
     _check_runs(run for of_block in runs.values() for run in of_block)
     _distinct((claim.name for claim in study.claims), "claims")
-    counts = {block: Counter((run.context, run.arm, run.role) for run in of_block) for block, of_block in runs.items()}
+    counts = {block: _counted(of_block) for block, of_block in runs.items()}
     for claim in study.claims:
         _check_claim(study, claim, counts)
 
@@ -338,6 +385,22 @@ def _check_choice(study: Study, block: Block) -> None:
             _choice(arm, source.arms.get(like, ()), f"{where}: block {source.name} has, in context {like}, no arm")
 
 
+def _check_neighbours(study: Study, block: Block) -> None:
+    """Refuse neighbours of nothing, of what has no order, and those that no contrast reads."""
+    where = f"block {block.name}"
+    if not block.neighbours:
+        return
+    sources = [source for source in study.blocks if source.name == block.chosen_from]
+    if not sources:
+        raise UsageError(f"{where}: neighbours are those of a chosen value; give chosen_from, too")
+    values = [value for axis in sources[0].axes.values() for value in axis]
+    if len(sources[0].axes) > 1 or any(isinstance(value, str | bool | None) for value in values):
+        raise UsageError(f"{where}: neighbours need a single axis of numbers in block {sources[0].name}")
+    contrasts = [contrast for claim in study.claims for contrast in claim.contrasts if contrast.cross_fitted]
+    if not any(block.name in contrast.blocks for contrast in contrasts):
+        raise UsageError(f"{where}: no contrast reads its neighbours; give those that should cross_fitted: true")
+
+
 def _check_runs(runs: Iterable[Run]) -> None:
     """Refuse settings that training would refuse; of each structure a pair of networks is built, without its weights."""
     checked, built = set(), set()
@@ -368,15 +431,20 @@ def _check_claim(study: Study, claim: Claim, counts: Mapping[str, Counts]) -> No
     where, primary = f"claim {claim.name}", claim.primary
     for context in claim.contexts:
         _choice(context, study.contexts, f"{where}: unknown context")
+    for context in (context for levels in claim.conditions.values() for level in levels for context in level):
+        _choice(context, claim.contexts, f"{where}: conditions: no context of the claim")
+    if claim.conditions and claim.rule == "not_worse":
+        raise UsageError(f"{where}: rule not_worse asks for every context, and so has no conditions; leave one of both out")
     for contrast in claim.contrasts:
         _check_contrast(claim, contrast, counts)
-    # The verdict of last resort is of all contexts together.
-    runs = min(sum(_count_runs(counts[block], context, primary.arm) for context in claim.contexts) for block in primary.blocks)
-    if not can_decide(ENDPOINTS[primary.endpoint].kind, runs, primary.margin):
-        raise UsageError(
-            f"{where}: too few seeds for any verdict: power is below 0.5, whatever is true, with {runs} an arm at the margin "
-            f"{primary.margin:g}; give more"
-        )
+    places = 1 if claim.rule == "not_worse" else len(claim.contexts)
+    for context in claim.contexts:
+        n, strata = _strata(primary, context, counts)
+        if not can_decide(ENDPOINTS[primary.endpoint].kind, n, primary.margin, strata, places):
+            raise UsageError(
+                f"{where}: too few seeds for any verdict in context {context}: power is below 0.5, whatever is true, with "
+                f"{n * strata} an arm at the margin {primary.margin:g}; give more"
+            )
 
 
 def _check_contrast(claim: Claim, contrast: Contrast, counts: Mapping[str, Counts]) -> None:
@@ -385,14 +453,37 @@ def _check_contrast(claim: Claim, contrast: Contrast, counts: Mapping[str, Count
     for block in contrast.blocks:
         _choice(block, counts, f"{where}: unknown block")
         for context in claim.contexts:
-            for arm in (contrast.arm, contrast.baseline):
-                if arm is not None and not _count_runs(counts[block], context, arm):
+            for arm in contrast.arms:
+                sizes = _sizes(counts[block], context, arm, contrast)
+                if not sizes:
                     raise UsageError(f"{where}: block {block} has no arm {arm!r} in context {context}")
+                if contrast.cross_fitted and min(len(sizes), *sizes) < 2:
+                    raise UsageError(f"{where}: cross_fitted needs two values of an axis of block {block}, with two seeds each")
+    if contrast.baseline is None and (contrast.pairs or contrast.cross_fitted):
+        raise UsageError(f"{where}: pairs and cross_fitted need a baseline, too")
+    _distinct(contrast.arms, f"{where}: arms of pairs, whose differences must be independent")
     if not (contrast.margin > 1 if kind == "ratio" else 0 < contrast.margin < 1):
         allowed = "above 1, for it is a ratio" if kind == "ratio" else "between 0 and 1, for it is a difference"
         raise UsageError(f"{where}: margin of {contrast.endpoint} must be {allowed}, got {contrast.margin:g}")
 
 
-def _count_runs(counts: Counts, context: str, arm: str) -> int:
-    """Return how many runs of an arm a verdict is of: the fresh ones of a block, or all where there are none."""
-    return counts[context, arm, "fresh"] or counts[context, arm, "pilot"]
+def _counted(runs: Iterable[Run]) -> Counts:
+    counts: dict[tuple[str, str, str], Counter[str]] = {}
+    for run in runs:
+        counts.setdefault((run.context, run.arm, run.role), Counter())[repr(run.axes)] += 1
+    return counts
+
+
+def _sizes(counts: Counts, context: str, arm: str, contrast: Contrast) -> list[int]:
+    """Return how many runs of an arm a contrast reads at each value: fresh ones, or all where there are none."""
+    found = counts.get((context, arm, "fresh")) or counts.get((context, arm, "pilot")) or Counter()
+    beside = counts.get((context, arm, "neighbour"), Counter()) if contrast.cross_fitted else Counter()
+    return [*found.values(), *beside.values()]
+
+
+def _strata(contrast: Contrast, context: str, counts: Mapping[str, Counts]) -> tuple[int, int]:
+    """Return how many runs each arm has at least in each stratum of a contrast in a context, and how many strata there are."""
+    cells = [[_sizes(counts[block], context, arm, contrast) for arm in contrast.arms] for block in contrast.blocks]
+    n = min(min(sizes) for block in cells for sizes in block)
+    values = len(contrast.blocks) if contrast.cross_fitted else sum(len(block[0]) for block in cells)
+    return n, values * len(contrast.comparisons)

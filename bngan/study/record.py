@@ -3,7 +3,9 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,11 +50,18 @@ class Record:
             raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
 
     def add(self, result: Result) -> None:
-        """Append a result, as a whole line that is on the disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(_line(asdict(result)))
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a result, as a whole line that is on the disk when this returns.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
+        try:
+            with self.path.open("ab") as file:
+                file.write(_line(asdict(result)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.path}: {error.strerror}; the same command then goes on") from error
         self.results[result.run.id] = result
 
     def _read(self, study: Study) -> bool:
@@ -74,6 +83,37 @@ class Record:
         if rest:
             os.truncate(self.path, len(whole) + 1)
         return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep another study's process out of a folder, which is made; the system lets go of it when this one dies, however.
+
+    Raises:
+        UsageError: if another is at work there, or the folder cannot be used.
+    """
+    if sys.platform == "win32":
+        print("Windows does not keep two studies apart: start one at a time with the same --output.", flush=True)
+        yield
+        return
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UsageError(f"a study is running in {folder} already; wait for its end, or choose another --output") from error
+    except OSError as error:
+        print(f"{folder} cannot be locked ({error.strerror}): start one study at a time with this --output.", flush=True)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def machine(device: str) -> dict[str, Any]:

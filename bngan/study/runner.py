@@ -9,6 +9,7 @@ from typing import Self
 from rich.live import Live
 from rich.table import Table
 
+from bngan.errors import UsageError
 from bngan.study.launchers import Chunk, Ended, Launcher
 from bngan.study.record import Record
 from bngan.study.spec import Block, Choice, Result, Run, Study, planned_runs, runs_of
@@ -27,44 +28,52 @@ class Queue:
 
     Attributes:
         waiting: runs that can be started.
+        lost: those that the machine has failed twice, and what it did. They have no result: it would be held against their arm.
     """
 
     def __init__(self, study: Study, results: Iterable[Result], choose: Choose) -> None:
         self.study, self.choose = study, choose
         self.waiting: list[Run] = []
+        self.lost: dict[str, str] = {}
         self._results = {result.run.id: result for result in results}
         self._known = set(self._results)
-        self._killed: set[str] = set()
+        self._again: set[str] = set()  # those that the machine has failed once
         # Blocks whose pilots choose, with those of them that have not ended.
         self._pilots = {block.name: self._pilots_of(block) - self._known for block in study.blocks}
         self._fill()
 
     def take(self, launcher: Launcher[Result]) -> Chunk:
-        """Take out what is to be started next; a run whose process was killed goes by itself."""
-        killed = self.waiting[0].id in self._killed
-        chunk = self.waiting[:1] if killed else launcher.take(self.waiting)
+        """Take out what is to be started next; a run that the machine has failed comes after all others, by itself."""
+        first_time = [run for run in self.waiting if run.id not in self._again]
+        chunk = launcher.take(first_time) if first_time else self.waiting[:1]
         taken = {run.id for run in chunk}
         self.waiting = [run for run in self.waiting if run.id not in taken]
         return chunk
 
     def settle(self, ended: Ended[Result]) -> Sequence[Result]:
-        """Return the results of a chunk; what was killed is put back once, and has failed if it is killed again."""
+        """Return the results of a chunk; runs that the machine has failed are put back once, and then given up."""
         if ended.outcomes is None:
-            again = [run for run in ended.runs if run.id not in self._killed]
-            self._killed |= {run.id for run in again}
-            self.waiting = again + self.waiting
-            lost = [run for run in ended.runs if run not in again]
-            results = [Result(run=run, failure="its process was killed twice", seconds=0.0, measured=()) for run in lost]
-        else:
-            results = list(ended.outcomes)
-        for result in results:
+            self._put_back(ended)
+            return []
+        for result in ended.outcomes:
             self._results[result.run.id] = result
             pilots = self._pilots[result.run.block]
             if result.run.id in pilots:
                 pilots.remove(result.run.id)
                 if not pilots:
                     self._fill()
-        return results
+        return ended.outcomes
+
+    def _put_back(self, ended: Ended[Result]) -> None:
+        first, *others = ended.runs
+        if first.id in self._again:  # it was by itself
+            self.lost[first.id] = ended.fault
+            then = "for the second time, so it is given up"
+        else:
+            self._again |= {run.id for run in ended.runs}
+            self.waiting += ended.runs
+            then = "once more by itself when the others have ended"
+        print(f"{first.id}{f' and {len(others)} others' if others else ''}: {ended.fault}; {then}.", flush=True)
 
     def _pilots_of(self, block: Block) -> set[str]:
         return {run.id for run in runs_of(self.study, block) if run.role == "pilot"}
@@ -161,6 +170,7 @@ def run_study(study: Study, record: Record, launcher: Launcher[Result], choose: 
 
     Raises:
         KeyboardInterrupt: after it was asked to stop; what has ended is in the record.
+        UsageError: if the machine has failed a run twice, after all others that could be done.
     """
     queue = Queue(study, record.results.values(), choose)
     try:
@@ -177,6 +187,12 @@ def run_study(study: Study, record: Record, launcher: Launcher[Result], choose: 
         raise
     finally:
         launcher.close()
+    if queue.lost:
+        name, fault = next(iter(queue.lost.items()))
+        raise UsageError(
+            f"{len(queue.lost):,} of the runs have no result, for the machine failed them twice, the first {name} ({fault}); "
+            "give it less to do at once (--jobs) or more memory: the same command goes on with what is missing"
+        )
 
 
 def duration(seconds: float | None) -> str:

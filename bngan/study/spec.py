@@ -8,7 +8,7 @@ from typing import Any, Literal
 from bngan.settings import Settings
 
 Value = float | int | str | bool | None
-Role = Literal["pilot", "fresh"]
+Role = Literal["pilot", "fresh", "neighbour"]
 Choice = Mapping[tuple[str, str], Mapping[str, Value]]  # by context and arm, values of the axes
 DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(Settings)}
 AA = "aa"  # the arm that is another one again, with seeds of its own
@@ -42,7 +42,8 @@ class Run:
         arm: name of the arm.
         axes: values of what the block varies beside arms, by the settings' names; several tied ones are parted by spaces.
         seed: of initialization, data order, latents and noise.
-        role: pilot runs choose learning rates, fresh runs are reported.
+        role: pilot runs choose learning rates, fresh runs are reported; neighbours are fresh seeds at the values beside the
+            chosen one, which cross-fitted contrasts read as well.
         task: a name from bngan.study.tasks.TASKS.
         settings: those of bngan.settings.Settings that are not its default, but image_shape and seed.
         batch_size: images in an update.
@@ -80,6 +81,10 @@ class Contrast:
         endpoint: a name from bngan.study.endpoints.ENDPOINTS.
         margin: smallest effect of practical importance: a difference, or a ratio above 1.
         better: whether the claim says that the arm has less of it or more.
+        pairs: further arms and their baselines that differ in the same, as BN in G does whatever D has: the main effect of a
+            factor is their mean with equal weights.
+        cross_fitted: whether each half of the seeds is compared at the value that the other half chooses, of a grid's or of
+            a chosen one and its neighbours, and the interval's ends against the other arm at its best.
     """
 
     arm: str
@@ -88,6 +93,18 @@ class Contrast:
     endpoint: str
     margin: float
     better: Literal["less", "more"]
+    pairs: tuple[tuple[str, str], ...] = ()
+    cross_fitted: bool = False
+
+    @property
+    def comparisons(self) -> tuple[tuple[str, str | None], ...]:
+        """Every arm with its baseline."""
+        return (self.arm, self.baseline), *self.pairs
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """All arms and baselines."""
+        return tuple(arm for pair in self.comparisons for arm in pair if arm is not None)
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,8 @@ class Claim:
         also: further contrasts, all of which must be supported as well.
         controls: contrasts that must be supported, or the claim's test tells nothing.
         secondary: contrasts that are shown and decide nothing.
+        conditions: on which it may depend: of each, by its name, the contexts of one level and those of the other, as those
+            of one loss and of another. Where none are named each context is compared with each other.
     """
 
     name: str
@@ -114,6 +133,7 @@ class Claim:
     also: tuple[Contrast, ...] = ()
     controls: tuple[Contrast, ...] = ()
     secondary: tuple[Contrast, ...] = ()
+    conditions: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def contrasts(self) -> tuple[Contrast, ...]:
@@ -152,6 +172,7 @@ class Block:
         chosen_as: for a context that `chosen_from` does not have, the one whose choice it takes.
         aa: an arm that is trained a second time with seeds of its own, by context, as arm `aa`.
         aa_seeds: those seeds.
+        neighbours: whether fresh seeds are also run at the two values nearest to the chosen one.
     """
 
     name: str
@@ -167,6 +188,7 @@ class Block:
     chosen_as: dict[str, str] = field(default_factory=dict)
     aa: dict[str, str] = field(default_factory=dict)
     aa_seeds: tuple[int, ...] = ()
+    neighbours: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,11 +224,11 @@ class Result:
 
     Attributes:
         run: the run.
-        failure: why it ended before its time (NaN, out of memory, killed twice), None where it did not.
+        failure: what became NaN or infinite, so that it ended before its time; None where nothing did.
         seconds: that it took, evaluations not counted.
         measured: one entry for each look, weights (raw, ema) and statistics (running, batch, precise), with the keys iteration,
             weights, statistics and what was measured: fid, coverage, classes, class_kl, pixel_variance (over that of real
-            images); modes, high_quality, class_kl.
+            images), fid_random, fid_pixels (in two other feature spaces); modes, high_quality, class_kl, points.
         probed: one entry for each probe of each look: iteration, probe, value, and what else it tells, such as the layer or
             the weights.
     """
@@ -228,6 +250,24 @@ def grid(block: Block) -> list[dict[str, Value]]:
     return [dict(zip(block.axes, values, strict=True)) for values in product(*block.axes.values())]
 
 
+def nearest(place: int, count: int) -> list[int]:
+    """Return the places of the two of `count` ordered values that are nearest to one; of fewer than three all others."""
+    start = max(min(place - 1, count - 3), 0)
+    return [other for other in range(start, min(start + 3, count)) if other != place]
+
+
+def neighbours(source: Block, axes: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """Return the two values of a block's only axis that are nearest to a chosen one."""
+    ((name, values),) = source.axes.items()
+    ordered = sorted(values, key=as_number)
+    return [{name: ordered[place]} for place in nearest(ordered.index(axes[name]), len(ordered))]
+
+
+def as_number(value: Value) -> float:
+    """Return what sorts values of an axis; words stay in their order."""
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 def first_choice(study: Study, block: Block) -> Choice:
     """Return the first values of the axes for every arm, to count and to time runs whose values are not yet chosen."""
     values = next((grid(other)[0] for other in study.blocks if other.name == block.chosen_from), {})
@@ -236,6 +276,8 @@ def first_choice(study: Study, block: Block) -> Choice:
 
 def runs_of(study: Study, block: Block, chosen: Choice | None = None) -> list[Run]:
     """Return a block's runs: pilot ones on all values of its axes, fresh ones on those that are chosen, or on all likewise.
+
+    Neighbours are the runs of fresh seeds on the values beside the chosen ones.
 
     Args:
         study: the study.
@@ -248,11 +290,7 @@ def runs_of(study: Study, block: Block, chosen: Choice | None = None) -> list[Ru
     """
     runs = []
     for role, context, arm, recipe, seeds in _cells(block):
-        if role == "pilot" or block.chosen_from is None:
-            values = grid(block)
-        else:
-            values = [] if chosen is None else [dict(chosen[block.chosen_as.get(context, context), recipe])]
-        for axes, seed in product(values, seeds):
+        for axes, seed in product(_values(study, block, role, (context, recipe), chosen), seeds):
             settings = _settings(study, block, context, recipe, axes)
             parts = [block.name, context, arm, *(str(value) for value in axes.values()), str(seed)]
             run = Run(
@@ -278,12 +316,28 @@ def planned_runs(study: Study, block: Block) -> list[Run]:
     return runs_of(study, block, first_choice(study, block))
 
 
+def _values(study: Study, block: Block, role: Role, cell: tuple[str, str], chosen: Choice | None) -> Sequence[dict[str, Value]]:
+    """Return the values of the axes at which an arm (context, arm) is run."""
+    if role == "pilot" or block.chosen_from is None:
+        return grid(block)
+    if chosen is None:
+        return []
+    context, arm = cell
+    axes = dict(chosen[block.chosen_as.get(context, context), arm])
+    if role == "fresh":
+        return [axes]
+    (source,) = (other for other in study.blocks if other.name == block.chosen_from)
+    return neighbours(source, axes)
+
+
 def _cells(block: Block) -> Iterator[tuple[Role, str, str, str, tuple[int, ...]]]:
     """Yield role, context, arm, the arm whose settings it has, and seeds."""
     for role, seeds in block.seeds.items():
         for context, arms in block.arms.items():
             for arm in arms:
                 yield role, context, arm, arm, seeds
+                if block.neighbours and role == "fresh":
+                    yield "neighbour", context, arm, arm, seeds
     for context, arm in block.aa.items():
         yield "fresh", context, AA, arm, block.aa_seeds
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bngan.study.endpoints import Kind, badness
-from bngan.study.spec import Block, Choice, Result, Value
+from bngan.study.spec import Block, Choice, Result, Value, as_number
 
 Array = NDArray[np.float64]
 BISECTIONS = 45
@@ -142,6 +142,39 @@ class MeanEffect:
 
     def p_below(self, bound: float) -> Array:
         return MeanEffect(-self.value, self.variance, self.freedom).p_above(-bound)
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """An effect at values of an axis that were chosen, perhaps not well, with ends that a bad choice does not move.
+
+    The effect asked for is that of the arm at its best value over the baseline at its own. It is no less than that of the arm
+    at its chosen value over the baseline's best, and no more than the other way round; tests of both the chosen and the other
+    must speak for it (intersection-union, Berger 1982). One that did best by luck only widens the interval.
+
+    Attributes:
+        chosen: at the chosen values of both.
+        least: of the arm at its chosen value over the baseline at the one that did best.
+        most: of the arm at the one that did best over the baseline at its chosen value.
+    """
+
+    chosen: Effect
+    least: Effect
+    most: Effect
+
+    @property
+    def value(self) -> Array:
+        return self.chosen.value
+
+    def limits(self, level: float) -> tuple[Array, Array]:
+        low, high = self.chosen.limits(level)
+        return np.minimum(low, self.least.limits(level)[0]), np.maximum(high, self.most.limits(level)[1])
+
+    def p_above(self, bound: float) -> Array:
+        return np.maximum(self.chosen.p_above(bound), self.least.p_above(bound))
+
+    def p_below(self, bound: float) -> Array:
+        return np.maximum(self.chosen.p_below(bound), self.most.p_below(bound))
 
 
 @dataclass(frozen=True)
@@ -427,19 +460,36 @@ def choose(block: Block, results: Sequence[Result]) -> Choice:
     return {cell: chosen.axes for cell, chosen in choices(block, results).items()}
 
 
+def best_of(values: Array, kind: Kind, *, more: bool, of_means: bool = False) -> Array:
+    """Return the runs (..., n) at that of the values (..., values, n) where their mean is most, or least."""
+    means, _ = deviations(values, kind, of_means)
+    place = (means if more else -means).argmax(axis=-1)
+    return np.take_along_axis(values, place[..., None, None], axis=-2)[..., 0, :]
+
+
+def cross_fitted(scores: Array, values: Array) -> Array:
+    """Return the endpoints (..., n) of all seeds, of each half at the value that the other half chooses.
+
+    Args:
+        scores: (..., values, n) by which to choose, the least being the best.
+        values: (..., values, n) endpoints.
+    """
+    fitted = np.empty(values[..., 0, :].shape)
+    for half, other in ((0, 1), (1, 0)):
+        place = best(scores[..., other::2])
+        fitted[..., half::2] = np.take_along_axis(values[..., half::2], place[..., None, None], axis=-2)[..., 0, :]
+    return fitted
+
+
 def _chosen(block: Block, by_axes: dict[str, list[Result]]) -> Chosen:
     runs = list(by_axes.values())
     scores = np.array([[badness(result) for result in results] for results in runs])
     axes = dict(runs[int(best(scores))][0].run.axes)
     as_ratio = block.task == "digits"
     regret = regret_of(np.log(scores) if as_ratio else scores)
-    numbers = {name: sorted(values, key=_number) for name, values in block.axes.items() if len(values) > 2}
+    numbers = {name: sorted(values, key=as_number) for name, values in block.axes.items() if len(values) > 2}
     at_edge = any(axes[name] in (values[0], values[-1]) for name, values in numbers.items())
     return Chosen(axes, math.exp(regret) if as_ratio else regret, at_edge)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def regret_of(scores: Array) -> float:

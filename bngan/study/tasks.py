@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from bngan.metrics.digit_net import load_digit_net
 from bngan.rng import Stream, generator
 from bngan.study.measures import DigitMeasures, by_set, class_counts, digit_features, kl_to_uniform, rounded
 
-Measured = dict[str, float]
+Measured = dict[str, Any]
+SHOWN = 500  # points of a set that a map shows
 
 
 class Data(Protocol):
@@ -56,11 +57,13 @@ class Task:
         image_shape: (C, H, W) of its images; points in the plane are (2, 1, 1).
         modes: how many there are.
         load: returns the data, given a folder for the data sets' files, a run's seed, and a device.
+        classes: that G can be asked for; 0 where images have no labels.
     """
 
     image_shape: tuple[int, int, int]
     modes: int
     load: Callable[[Path, int, torch.device | str], Data]
+    classes: int = 0
 
 
 # Digits ---------------------------------------------------------------------------------------------------------------
@@ -172,13 +175,17 @@ class Mixture:
 
     def measure(self, sets: Tensor, *, whole: bool) -> list[Measured]:
         """Return `high_quality`, the fraction of samples within 3 standard deviations of a centre, and `modes`, how many
-        centres are the nearest of at least one of these.
+        centres are the nearest of at least one of these; where `whole` also `points`, the first samples' coordinates.
         """
         points = sets.flatten(start_dim=2).double().unsqueeze(2)  # (R, n, 1, 2)
         distances, nearest = (points - self.centres.double()).norm(dim=3).min(dim=2)  # (R, n) each
         good = (distances <= 3 * self.deviation).double()
         hits = torch.zeros(len(sets), len(self.centres), dtype=torch.double, device=sets.device).scatter_add_(1, nearest, good)
-        return by_set({"modes": (hits > 0).sum(dim=1), "high_quality": good.mean(dim=1)})
+        measured = by_set({"modes": (hits > 0).sum(dim=1), "high_quality": good.mean(dim=1)})
+        for entry, some in zip(measured, sets, strict=True):
+            if whole:
+                entry["points"] = [[round(value, 3) for value in point] for point in some[:SHOWN].flatten(start_dim=1).tolist()]
+        return measured
 
     def references(self, count: int) -> dict[str, Measured]:
         real = self._draw(count, generator(Stream.REFERENCES))
@@ -286,7 +293,7 @@ def stacks(digits: int, shape: tuple[int, int], random: torch.Generator) -> Tens
 
 
 TASKS: dict[str, Task] = {
-    "digits": Task((1, 28, 28), 10, Digits),
+    "digits": Task((1, 28, 28), 10, Digits, classes=10),
     "ring": Task((2, 1, 1), 8, partial(Mixture, ring, 0.01)),
     "grid": Task((2, 1, 1), 25, partial(Mixture, square, 0.05)),
     "stack2": Task((2, 28, 28), 100, partial(Stack, 2, False)),

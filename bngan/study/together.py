@@ -54,10 +54,14 @@ class TrainingTogether:
             return self._data[0].batch(rows.flatten()).unflatten(0, rows.shape)
         return torch.stack([images(done) for images in self._images], dim=1)
 
+    def labels(self, done: int) -> Tensor:
+        """Return their classes int64 (n_critic N, R)."""
+        return torch.stack([images.labels(done) for images in self._images], dim=1)
+
     def advance(self, until: int) -> None:
         """Train until so many iterations are done."""
         start = time.perf_counter()
-        self.ensemble.train(self.images, until)
+        self.ensemble.train(self.images, until, self.labels if self.ensemble.gan.settings.classes else None)
         self.ensemble.failed.any().item()  # a CPU-GPU sync point: all is done
         self.seconds += time.perf_counter() - start
 

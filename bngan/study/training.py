@@ -15,7 +15,7 @@ from bngan.batchnorm.layers import batch_norm_layers
 from bngan.batchnorm.statistics import EVAL_STATISTICS, AlsoRunning, EvalStatistics
 from bngan.checkpoint import save_gan
 from bngan.data.loader import ShardedBatches
-from bngan.errors import NonFiniteLoss
+from bngan.errors import NonFiniteLoss, UsageError
 from bngan.gan import GAN
 from bngan.images import save_png
 from bngan.iteration import Draws, Observed, OptimizerUpdate
@@ -24,7 +24,7 @@ from bngan.sampler import Weights
 from bngan.schedules import Schedule, schedule_at
 from bngan.study.probes import PROBE_BATCHES, probe
 from bngan.study.spec import Look, Result, Run
-from bngan.study.tasks import TASKS, Data
+from bngan.study.tasks import TASKS, Data, Digits
 
 Entry = dict[str, Any]
 SLOW_MOMENTUM = 0.01  # of G's second running statistics
@@ -68,13 +68,26 @@ def train(
 
 
 def build_gan(run: Run, device: torch.device | str = "cpu") -> GAN:
-    """Return a run's GAN as it starts, with the weights that `fit` draws from the same seed."""
+    """Return a run's GAN as it starts, with the weights that `fit` draws from the same seed.
+
+    Raises:
+        UsageError: if it has other classes than the task's images, or probes are asked for, which know no classes.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         gan = GAN(**run.settings, image_shape=TASKS[run.task].image_shape, seed=run.seed)
+    if gan.settings.classes:
+        _check_classes(run, gan.settings.classes)
     gan.check_batch(run.batch_size)
     gan.normalized_together.fill_(run.batch_size)
     return gan.to(device)
+
+
+def _check_classes(run: Run, asked: int) -> None:
+    if asked != (found := TASKS[run.task].classes):
+        raise UsageError(f"classes is {asked}, but the images of task {run.task} have {found}; set classes to that")
+    if any(look.probes for look in run.looks):
+        raise UsageError(f"probes are for networks without classes, and classes is {asked}; set it to 0, or ask for no probes")
 
 
 def other_momenta(run: Run, gan: GAN) -> list[float]:
@@ -108,6 +121,11 @@ class TrainingImages:
     def __call__(self, done: int) -> Tensor:
         """Return the images (size, C, H, W) of those rows."""
         return self.data.batch(self.rows(done))
+
+    def labels(self, done: int) -> Tensor:
+        """Return their classes int64 (size,)."""
+        assert isinstance(self.data, Digits)  # no others have classes
+        return self.data.labels[self.rows(done)]
 
 
 class Training:
@@ -168,12 +186,13 @@ class Training:
 
     def _train_once(self, done: int) -> None:
         gan, images = self.gan, self.images(done)
+        labels = self.images.labels(done) if gan.settings.classes else None
         if needs_reference(gan.discriminator):
             set_reference(gan.discriminator, images)
         schedule = torch.tensor(schedule_at(gan.settings, done, self.run.iterations), dtype=torch.float64).to(images)
         gan.seed_layers(done)
         draws = self._draws.seeded(rng.key(gan.settings.seed, rng.Stream.ITERATION, done))
-        observed = self._iterate(images, Schedule(*schedule), draws)
+        observed = self._iterate(images, Schedule(*schedule), draws, labels)
         gan.iteration.add_(1)
         check_observed(observed, done + 1)
 

@@ -19,6 +19,7 @@ from bngan.study.decisions import (
     WORDS,
     ZONES,
     Decision,
+    Interaction,
     Values,
     Word,
     Zone,
@@ -150,14 +151,13 @@ def _verdict(study: Study, claim: Claim, decision: Decision, values: Values) -> 
         for contrasts in (claim.also, claim.secondary)
     )
     controls = tuple(estimate for contrast in claim.controls for estimate in _estimates(values, claim, contrast, "beyond"))
-    widest = max(decision.interactions.values(), key=lambda ends: abs(float(ends[0] + ends[1])), default=None)
-    interaction = None if widest is None else _shown_ends(claim.primary, widest)
+    widest = max(decision.interactions, key=lambda found: (bool(found.differs), abs(float(sum(found.limits)))), default=None)
     return Verdict(
         claim=claim,
         word=WORDS[int(decision.word)],
-        sentence=_sentence(study, claim, decision, estimates, interaction),
+        sentence=_sentence(study, claim, decision, estimates, widest),
         estimates=estimates,
-        interaction=interaction,
+        interaction=None if widest is None else _shown_ends(claim.primary, widest.limits),
         also=also,
         controls=controls,
         secondary=secondary,
@@ -243,9 +243,7 @@ SAID = {
 }
 
 
-def _sentence(
-    study: Study, claim: Claim, decision: Decision, estimates: Sequence[Estimate], interaction: tuple[float, float] | None
-) -> str:
+def _sentence(study: Study, claim: Claim, decision: Decision, estimates: Sequence[Estimate], widest: Interaction | None) -> str:
     """Return a verdict with its numbers."""
     word, effect = int(decision.word), _effect_text(study, estimates[-1])
     if word == NOT_INFORMATIVE:
@@ -255,13 +253,34 @@ def _sentence(
             if int(control.zone) != must_be(contrast)
         )
         said = f"a control failed ({failed}), so nothing follows from what was measured: {effect}"
-    elif word == CONDITIONAL and interaction is not None:
-        each = "; ".join(f"{estimate.zone} in {estimate.context} ({_numbers(estimate)})" for estimate in estimates[:-1])
-        low, high = (_number(end) for end in interaction)
-        said = f"{each}; contexts differ by {low} to {high}, which is beyond the margin; over all of them {effect}"
+    elif word == CONDITIONAL and widest is not None:
+        low, high = (_number(end) for end in _shown_ends(claim.primary, widest.limits))
+        each = _each(claim, widest, estimates[:-1])
+        said = f"{each} differ by {low} to {high}, which is beyond the margin; over all of them {effect}"
     else:
         said = f"{effect}; {_said(claim, decision, estimates[-1])}{_but(study, claim, decision)}"
-    return f"{WORDS[word].capitalize()}: {said}."
+    return f"{WORDS[word].capitalize()}: {said}.{_at_chosen(study, claim.primary)}"
+
+
+def _at_chosen(study: Study, contrast: Contrast) -> str:
+    """Return, where values of axes were chosen, what keeps a verdict from resting on a bad choice, or that nothing does."""
+    if contrast.cross_fitted:
+        return (
+            " Half of the seeds chose rates for the other half; the interval's ends are against the other arm at its best rate."
+        )
+    chosen = any(block.chosen_from is not None for block in study.blocks if block.name in contrast.blocks)
+    return " This holds at the rates that pilots chose." if chosen else ""
+
+
+def _each(claim: Claim, widest: Interaction, estimates: Sequence[Estimate]) -> str:
+    """Return what each context says, or each level of the condition on which an effect depends most."""
+    if not claim.conditions:
+        each = "; ".join(f"{estimate.zone} in {estimate.context} ({_numbers(estimate)})" for estimate in estimates)
+        return f"{each}; contexts"
+    (name,) = (name for name, levels in claim.conditions.items() if levels == widest.contexts)
+    both = zip(widest.findings, widest.contexts, strict=True)
+    each = " and ".join(f"{ZONES[int(finding.zone)]} in {', '.join(contexts)}" for finding, contexts in both)
+    return f"it depends on {name}: {each}, which"
 
 
 def _said(claim: Claim, decision: Decision, estimate: Estimate) -> str:
@@ -316,6 +335,9 @@ def _would_change(claim: Claim, decision: Decision, estimate: Estimate) -> str:
 def _effect_text(study: Study, estimate: Estimate) -> str:
     """Return an effect in words, with its interval."""
     contrast, numbers = estimate.contrast, _numbers(estimate)
+    if contrast.pairs:
+        change, words = "ratio" if _as_ratio(contrast) else "difference", ENDPOINTS[contrast.endpoint].words
+        return f"the {change} of the {words}, as a mean over {_pairs_text(study, contrast)}, is {numbers}"
     value = f"the {ENDPOINTS[contrast.endpoint].words} with {_label(study, contrast.arm)} is"
     if contrast.baseline is None:
         return f"{value} {numbers}"
@@ -325,8 +347,12 @@ def _effect_text(study: Study, estimate: Estimate) -> str:
 
 def _contrast_text(study: Study, contrast: Contrast) -> str:
     """Return what is compared, in words."""
-    against = "" if contrast.baseline is None else f" against {_label(study, contrast.baseline)}"
-    return f"{_label(study, contrast.arm)}{against} in {ENDPOINTS[contrast.endpoint].words}"
+    return f"{_pairs_text(study, contrast)} in {ENDPOINTS[contrast.endpoint].words}"
+
+
+def _pairs_text(study: Study, contrast: Contrast) -> str:
+    """Return the arms that are compared, each with its baseline."""
+    return ", ".join(" against ".join(_label(study, arm) for arm in pair if arm is not None) for pair in contrast.comparisons)
 
 
 def _label(study: Study, arm: str) -> str:

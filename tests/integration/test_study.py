@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bngan.cli import main
+from bngan.study.record import locked
 from tests.conftest import REPOSITORY
 
 TINY = """
@@ -72,6 +73,10 @@ def test_study_is_run_reported_and_goes_on_where_it_was(tmp_path: Path, capsys: 
     assert main(command) == 0  # there is nothing to do
     assert results(tmp_path) == whole
     assert (tmp_path / "out" / "report.html").read_bytes() == page
+
+    with locked(tmp_path / "out"):  # as by another study's process
+        assert main(command) == 2
+    assert "a study is running in" in capsys.readouterr().err
 
     (tmp_path / "tiny.yaml").write_text((tmp_path / "tiny.yaml").read_text().replace("0.05", "0.1"))
     assert main(command) == 2

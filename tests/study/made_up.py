@@ -11,6 +11,10 @@ from bngan.study.spec import Arm, Block, Choice, Claim, Contrast, Look, Result, 
 WITH_NORM = {"a1", "a3", "aa"}  # the arms that have the effect
 NETWORKS = {"generator": ("layers.3", "layers.6"), "discriminator": ("layers.2", "layers.4")}
 PROBES = ("gradient_cosine", "loss_range", "predictiveness", "offset_response", "mates_share")
+CURVES = {
+    "offset_response": [{"probe": "offset_curve", "offset": offset} for offset in (0.5, 0.2, 0.05)],
+    "mates_share": [{"probe": "mates_curve", "batch": size} for size in (16, 64, 256)],
+}
 FAILED = 0.3  # share of runs without norm that fail
 
 
@@ -78,7 +82,7 @@ def blocks(fresh: tuple[int, ...], pilots: tuple[int, ...]) -> tuple[Block, ...]
             seeds={"pilot": pilots, "fresh": fresh},
             iterations=4000,
             batch_size=128,
-            looks=tuple(Look(iteration, samples=2500) for iteration in (2000, 4000)),
+            looks=(Look(iteration=2000, samples=2500), Look(iteration=4000, samples=2500, whole=True)),
             settings=points,
         ),
     )
@@ -212,7 +216,9 @@ def digits_entries(
                 "class_kl": 1.0 if failed else 0.02,
                 "pixel_variance": 0.05 if failed and look.iteration > 146 else 0.9,
             }
-            entries.append(entry | ({"coverage": 0.02 if failed else 0.8 / (1 + quality / 20)} if look.whole else {}))
+            spaces = {"fid_random": 9 * entry["fid"], "fid_pixels": 2 + entry["fid"]}
+            whole = {"coverage": 0.02 if failed else 0.8 / (1 + quality / 20), **spaces}
+            entries.append(entry | (whole if look.whole else {}))
         if look.whole and normalized:
             entries.append({**entries[-3], "momentum": 0.01})
     return entries
@@ -221,10 +227,13 @@ def digits_entries(
 def points_entries(
     run: Run, look: Look, quality: float, failed: bool, effect: float, generator: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Return what is measured of a ring of 8 at a look; packs of 2 find all modes."""
+    """Return what is measured of a ring of 8 at a look, with a point of each mode at a whole one; packs of 2 find all modes."""
     missed = 0 if run.arm == "p2" else generator.binomial(n=4, p=0.5 * effect)
     entry = {"iteration": look.iteration, "weights": "raw", "statistics": "running", "samples": look.samples}
-    return [{**entry, "modes": 1 if failed and run.arm != "p2" else 8 - int(missed), "high_quality": 0.9}]
+    modes = 1 if failed and run.arm != "p2" else 8 - int(missed)
+    angles = [2 * math.pi * mode / 8 for mode in range(modes)]
+    points = {"points": [[math.cos(angle), math.sin(angle)] for angle in angles]} if look.whole else {}
+    return [{**entry, "modes": modes, "high_quality": 0.9, **points}]
 
 
 def probe_entries(run: Run, look: Look, probe: str, generator: np.random.Generator) -> list[dict[str, Any]]:
@@ -242,4 +251,8 @@ def probe_entries(run: Run, look: Look, probe: str, generator: np.random.Generat
     in_d = run.settings.get("d_norm", "batch") == "batch"
     means: Mapping[str, float] = {"offset_response": 0.1 if in_d else 0.21, "mates_share": 0.2 if in_d else 0.0}
     noise = generator.normal(scale=0.01) if probe != "mates_share" or in_d else 0.0
-    return [{**entry, "value": means.get(probe, 1.0) + noise}]
+    value = means.get(probe, 1.0) + noise
+    if probe == "loss_range":
+        return [{**entry, "network": network, "value": value} for network in NETWORKS]
+    curve = [{**entry, **part, "value": value / (1 + place)} for place, part in enumerate(CURVES.get(probe, ()))]
+    return [{**entry, "value": value}, *curve]

@@ -1,8 +1,9 @@
-"""A small study, and what takes the place of training in tests of the queue: results at once, a kill, a defect.
+"""A small study, and what takes the place of training in tests of the queue: results at once, a fault, a defect.
 
 Processes import it by name.
 """
 
+import errno
 import os
 import signal
 import time
@@ -18,19 +19,21 @@ def at_once(run: Run) -> Result:
     return Result(run=run, failure=None, seconds=0.01, measured=({"iteration": run.iterations, "process": os.getpid()},))
 
 
-def killed_once(folder: Path, run: Run) -> Result:
-    """Kills its process in one run, the first time, as a file in the folder tells."""
-    mark = folder / "killed"
-    if run.id == "F/T/a0/0.001/3" and not mark.exists():
+def failed_once(folder: Path, run: Run) -> Result:
+    """Kills its process in one run and finds memory full in another, the first time, as files in the folder tell."""
+    mark = folder / f"{run.block}-{run.seed}"
+    if run.id in ("F/T/a0/0.001/3", "A/B/a3/0.001/101") and not mark.exists():
         mark.touch()
+        if run.block == "A":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory")
         os.kill(os.getpid(), signal.SIGKILL)
     return at_once(run)
 
 
 def wrong(run: Run) -> Result:
-    """Goes wrong by a person's mistake with seed 101, and by a defect else."""
+    """Goes wrong by a person's mistake, or a full disk, with seed 101, and by a defect else."""
     if run.seed == 101:
-        raise UsageError("no such data; give others")
+        raise UsageError("no such data; give others") if run.arm == "a0" else OSError(errno.ENOSPC, "No space left", "a.png")
     raise AssertionError("never")
 
 

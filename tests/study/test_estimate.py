@@ -1,13 +1,16 @@
 """What a study would take: each structure is timed once, with every kind of look, and the blocks add up."""
 
 from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from bngan.study.estimate import Cost, alike, examples, kind, measure, table
+from bngan.errors import UsageError
+from bngan.study.estimate import Cost, alike, examples, kind, measure, measure_all, table
+from bngan.study.launchers import Cluster
 from bngan.study.spec import Look, planned_runs
 from tests.study.stand_ins import small_study
 from tests.study.test_together import RING
@@ -52,3 +55,11 @@ def test_runs_of_other_lengths_and_looks_are_timed_once() -> None:
     run = planned_runs(STUDY, LONG)[0]
     assert alike(run) == alike(replace(run, iterations=7, looks=(), seed=9))
     assert alike(run) != alike(replace(run, batch_size=7))
+
+
+def test_machine_that_has_no_room_for_so_many_runs_is_told() -> None:
+    def full(*_: object) -> list[Cost]:
+        raise ConnectionError("the machine is gone")
+
+    with ThreadPoolExecutor() as pool, pytest.raises(UsageError, match=r"ConnectionError: .* gone, while it was timed; lower"):
+        measure_all(STUDY, Cluster(1, lambda runs: pool.submit(full, runs)))

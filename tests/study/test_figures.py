@@ -3,29 +3,58 @@
 import math
 import re
 from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from matplotlib import rc_context
-from scipy.stats import binom
+from scipy.stats import binom, spearmanr
 
 from bngan.study.endpoints import ENDPOINTS, has_failed
-from bngan.study.figures import ZONES, View, arrivals, curve_panels, dots, figures_of_claim, forest, rates
-from bngan.study.findings import COLOURS, Findings, in_margins, interval_of_median, number, ratios_to_precise, series, span
+from bngan.study.figures import figures_of_claim
+from bngan.study.figures.doubts import again, pairs, power_curves
+from bngan.study.figures.factors import interactions, matrix
+from bngan.study.figures.networks import disturbances, gradients
+from bngan.study.figures.overview import ZONES, forest
+from bngan.study.figures.quality import UNTIMED, arrivals, curve_panels, rates, slopes
+from bngan.study.figures.samples import REAL, UNKEPT, dots, modes
+from bngan.study.figures.view import Figure, View
+from bngan.study.findings import (
+    COLOURS,
+    Findings,
+    in_margins,
+    interval_of_median,
+    number,
+    rank_correlation,
+    ratios_to_precise,
+    series,
+    span,
+)
 from bngan.study.panel import SHADE, WIDTH, LogTicks, Look, Panel
 from bngan.study.spec import Arm, Contrast
 from bngan.study.verdicts import Estimate, Verdict, judge
 from tests.study.made_up import made_up_results, made_up_study
 
 STUDY = made_up_study(fresh=6)
-FINDINGS = Findings(STUDY, made_up_results(STUDY), {"digits": {"no 0s": {"fid": 5.3, "coverage": 0.88}}})
+REFERENCES = {
+    "digits": {"no 0s": {"fid": 5.3, "coverage": 0.88}},
+    "ring": {"real points": {"modes": 8, "points": [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]}},
+}
+FINDINGS = Findings(STUDY, made_up_results(STUDY), REFERENCES)
 LESS = Contrast(arm="a3", baseline="a0", blocks=("F",), endpoint="fid", margin=1.25, better="less")
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> list[Verdict]:
     return judge(STUDY, FINDINGS.results)
+
+
+@pytest.fixture(scope="module")
+def figures(verdicts: list[Verdict]) -> dict[str, list[Figure]]:
+    """The figures of every claim, by its name."""
+    return {verdict.claim.name: figures_of_claim(FINDINGS, verdict) for verdict in verdicts}
 
 
 def view(*contrasts: Contrast, block: str = "F") -> View:
@@ -75,11 +104,9 @@ def test_lines_at_known_values_have_names_and_those_beyond_the_scale_are_left_ou
     assert "beyond" not in picture
 
 
-def test_all_panels_are_well_formed_and_nothing_lies_outside(verdicts: list[Verdict]) -> None:
-    figures = [forest(verdicts)]
-    for verdict in verdicts:
-        figures += figures_of_claim(FINDINGS, verdict)
-    panels = [panel for figure in figures for panel in figure.panels]
+def test_all_panels_are_well_formed_and_nothing_lies_outside(verdicts: list[Verdict], figures: dict[str, list[Figure]]) -> None:
+    others = [forest(verdicts), interactions(FINDINGS), pairs(FINDINGS, verdicts), *again(FINDINGS)]
+    panels = [panel for figure in chain(others, *figures.values()) for panel in figure.panels]
     assert len(panels) > 30
     for panel in panels:
         root = ElementTree.fromstring(panel)
@@ -207,6 +234,146 @@ def test_arrivals_mark_the_restricted_mean() -> None:
     assert f"BN in both, joint: restricted mean {number(mean)} iterations, n 6" in figure.panels[0]
 
 
+def test_times_are_also_in_seconds_where_an_iteration_of_all_arms_was_timed() -> None:
+    asked = replace(view(replace(LESS, endpoint="time_to_useful")), contexts=("B",))
+    assert UNTIMED in arrivals(FINDINGS, asked).caption
+    some = {"F/B/a0": [9.0, 11.0, 10.0]}
+    assert UNTIMED in arrivals(replace(FINDINGS, milliseconds=some), asked).caption
+    timed = arrivals(replace(FINDINGS, milliseconds={**some, "F/B/a3": [25.0, 20.0, 15.0]}), asked)
+    assert UNTIMED not in timed.caption
+    for arm, seconds in (("a0", 0.010), ("a3", 0.020), ("aa", 0.020)):  # the arm again takes what it takes
+        mean = seconds * fmean(ENDPOINTS["time_to_useful"].of(result) for result in FINDINGS.runs("F", "B", arm))
+        assert f"{FINDINGS.looks[arm].label}: restricted mean {number(mean)} seconds, n 6" in timed.panels[1]
+    assert ">number of seconds to FID 7.8<" in timed.panels[1].replace("B, block F: ", "")
+
+
+def test_early_and_late_are_joined_run_by_run() -> None:
+    looks = tuple(replace(look, whole=look.iteration in (44, 1404)) for look in FINDINGS.runs("F", "T", "a0")[0].run.looks)
+    results = [
+        replace(result, run=replace(result.run, looks=looks)) if result.run.block == "F" else result
+        for result in FINDINGS.results
+    ]
+    figure = slopes(replace(FINDINGS, results=results), replace(view(LESS), contexts=("T",)))
+    lasting = [sum(len(series(result, "fid")) == 7 for result in FINDINGS.runs("F", "T", arm)) for arm in ("a0", "a3")]
+    assert [int(re.findall(r"n (\d+)<", panel)[0]) for panel in figure.panels] == lasting
+    for panel, arm, n in zip(figure.panels, ("a0", "a3"), lasting, strict=True):
+        assert len(marks(panel, FINDINGS.looks[arm], faint=True)) == 2 * n
+    assert slopes(FINDINGS, view(LESS)).panels == ()  # of one whole look there is no early and late
+
+
+def without(*probes: str) -> Findings:
+    """The findings as if these had not been measured."""
+    results = [
+        replace(result, probed=tuple(entry for entry in result.probed if entry["probe"] not in probes))
+        for result in FINDINGS.results
+    ]
+    return replace(FINDINGS, results=results)
+
+
+def test_logits_are_drawn_against_offsets_and_batches_where_those_were_measured() -> None:
+    asked = view(replace(LESS, endpoint="offset_response"), replace(LESS, endpoint="mates_share"))
+    whole, old = disturbances(FINDINGS, asked), disturbances(without("offset_curve", "mates_curve"), asked)
+    assert [len(whole.panels), len(old.panels)] == [8, 4]
+    assert "not measured" not in whole.caption
+    assert "not measured it against: images in a batch, offset." in old.caption
+    of_offsets, of_batches = whole.panels[4:6]
+    n = sum(result.failure is None for result in FINDINGS.runs("F", "T", "a0"))
+    assert f"none, n\u00a0{n}" in of_offsets
+    assert {"16", "64", "256"} <= set(re.findall(r">(\d+)</text>", of_batches))
+
+
+def test_points_of_the_median_run_lie_over_real_ones_where_they_were_kept() -> None:
+    asked = View("x", (replace(LESS, endpoint="modes_share"),), ("G",), ("T",), ("a0", "a1", "p2"))
+    figure = modes(FINDINGS, asked)
+    runs = sorted(FINDINGS.runs("G", "T", "p2"), key=lambda result: result.run.seed)
+    maps = [panel for panel in figure.panels if "over 3 real points" in panel]
+    assert len(maps) == 3
+    assert f"seed {runs[3].run.seed}, 8 modes" in maps[-1]  # all of them found 8: the median is the fourth
+    drawn = [len(marks(maps[-1], look, faint=True)) for look in (REAL, FINDINGS.looks["p2"])]
+    assert drawn == [3, 8]
+    unkept = [
+        replace(result, measured=[{key: value for key, value in entry.items() if key != "points"} for entry in result.measured])
+        for result in FINDINGS.results
+    ]
+    old = modes(replace(FINDINGS, results=unkept), asked)
+    assert len(old.panels) == len(figure.panels) - 3
+    assert UNKEPT in old.caption
+    assert UNKEPT not in figure.caption
+
+
+def test_gradients_are_drawn_with_the_loss_along_them_and_beside_the_quality() -> None:
+    asked = replace(view(replace(LESS, endpoint="g_gradient_cosine")), contexts=("T",))
+    figure = gradients(FINDINGS, asked)
+    words = ("layers of generator", "layers of discriminator", "loss of generator", "loss of discriminator", "FID against")
+    assert [word in panel.replace("\n", " ") for word, panel in zip(words, figure.panels, strict=True)] == [True] * 5
+    assert len(marks(figure.panels[-1], FINDINGS.looks["a3"], faint=True)) == 6
+    assert len(gradients(without("loss_range"), asked).panels) == 3
+
+
+def test_cells_that_fit_would_refuse_are_hatched_and_no_others() -> None:
+    penalty = {"r1": 0.1, "allow_batch_coupled_penalty": True}
+    results = [
+        replace(result, run=replace(result.run, settings=result.run.settings | penalty))
+        if result.run.context == "T"
+        else result
+        for result in FINDINGS.results
+    ]
+    asked = view(LESS)
+    assert matrix(FINDINGS, asked).panels[0].count("url(#h") == 0
+    assert matrix(replace(FINDINGS, results=results), asked).panels[0].count("url(#h") == 1  # a3 in T; a0 has no norm
+
+
+def test_interactions_are_of_arms_that_differ_in_ds_norm_alone() -> None:
+    figure = interactions(FINDINGS)
+    assert [re.findall(r"<title>(.*?)</title>", panel)[0] for panel in figure.panels] == [
+        "Block A, g_norm batch: failed runs",
+        "Block A, g_norm batch: FID, median",
+        "Block F, g_norm batch: failed runs",
+        "Block F, g_norm batch: FID, median",
+    ]
+    assert all(">none<" in panel and ">joint<" in panel for panel in figure.panels)
+    shares = [fmean(map(has_failed, FINDINGS.runs("A", context, arm))) for context in ("T", "B") for arm in ("a1", "a3")]
+    heights = [y for colour in COLOURS[:2] for _, y in marks(figure.panels[0], Look("", colour))[:2]]  # then the legend's
+    slope, _ = np.polyfit(shares, heights, deg=1)
+    assert slope < 0  # downwards in the picture
+    assert heights == pytest.approx(np.polyval(np.polyfit(shares, heights, deg=1), shares), abs=0.01)
+
+
+def test_pairs_are_of_equal_seed_with_their_correlation(verdicts: list[Verdict]) -> None:
+    of_claim = {verdict.claim.name: pairs(FINDINGS, [verdict]).panels for verdict in verdicts}
+    # Of yes and no, of a baseline that is always 0, within runs, and of other seeds there are no correlations.
+    assert [name for name, panels in of_claim.items() if not panels] == ["1", "4", "5", "A/A"]
+    (verdict,) = (verdict for verdict in verdicts if verdict.claim.name == "6")
+    (panel,) = of_claim["6"]
+    assert len(marks(panel, Look("", COLOURS[0]), faint=True)) == 6
+    assert f"T, r {number(verdict.estimates[0].sensitivity.correlation)}" in panel
+
+
+def test_an_arm_that_was_trained_again_stands_beside_itself() -> None:
+    (figure,) = again(FINDINGS)
+    assert "block F" in figure.title
+    assert re.search(r"<desc>BN in both, joint: median .*; BN in both, joint, again \(A/A\): median", figure.panels[0])
+    assert SHADE in figure.panels[0]
+
+
+def test_power_grows_with_runs_but_not_that_of_an_error() -> None:
+    panels = power_curves({("difference", 0.05): [12]}).panels
+    assert len(panels) == 1
+    assert ">n 12<" in panels[0]
+    right, wrong = (
+        [y for x, y in marks(panels[0], Look("", colour)) if x > WIDTH / 8][-7:] for colour in (COLOURS[2], COLOURS[1])
+    )
+    assert right == sorted(right, reverse=True)
+    assert right[0] - right[-1] > 50 > 10 > max(wrong) - min(wrong)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_rank_correlation_is_scipys_also_with_equal_values(seed: int) -> None:
+    x, y = np.random.default_rng(seed).integers(5, size=(2, 30)).tolist()
+    assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y)[0])
+    assert math.isnan(rank_correlation(x, [1.0] * 30))
+
+
 def test_what_is_too_close_to_the_baseline_is_shaded() -> None:
     runs = {"a0": FINDINGS.runs("F", "T", "a0")}
     fids = [ENDPOINTS["fid"].of(result) for result in runs["a0"]]
@@ -230,12 +397,12 @@ def test_what_is_too_close_to_the_baseline_is_shaded() -> None:
     ],
 )
 def test_figures_follow_from_endpoints_and_the_first_bears_the_verdict(
-    claim: str, names: list[str], verdicts: list[Verdict]
+    claim: str, names: list[str], verdicts: list[Verdict], figures: dict[str, list[Figure]]
 ) -> None:
     (verdict,) = (verdict for verdict in verdicts if verdict.claim.name == claim)
-    figures = figures_of_claim(FINDINGS, verdict)
-    assert [figure.name for figure in figures] == names
-    assert [figure.title.endswith(f": {verdict.word}") for figure in figures] == [True, *[False] * (len(figures) - 1)]
+    found = figures[claim]
+    assert [figure.name for figure in found] == names
+    assert [figure.title.endswith(f": {verdict.word}") for figure in found] == [True, *[False] * (len(found) - 1)]
 
 
 def test_an_ema_endpoint_has_a_figure_of_its_own_weights(verdicts: list[Verdict]) -> None:

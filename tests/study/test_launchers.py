@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from bngan.errors import UsageError
-from bngan.study.launchers import Cluster, Launcher, Processes, ray, slurm
+from bngan.study.launchers import Cluster, Launcher, Processes, is_memory_full, ray, slurm
 from bngan.study.record import Record
 from bngan.study.runner import run_study
 from bngan.study.spec import Result, Run, first_choice, runs_of
 from tests.conftest import REPOSITORY
-from tests.study.stand_ins import at_once, killed_once, small_study, wrong
+from tests.study.stand_ins import at_once, failed_once, small_study, wrong
 
 STUDY = small_study()
 RUNS = runs_of(STUDY, STUDY.blocks[0])
@@ -38,10 +40,14 @@ def all_done(launcher: Launcher[Result], waiting: list[Run]) -> list[Result]:
     return results
 
 
-def test_processes_do_every_run_and_one_that_is_killed_is_replaced(tmp_path: Path) -> None:
+def test_processes_do_every_run_and_one_that_is_killed_or_out_of_memory_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = Record(STUDY, tmp_path)
-    run_study(STUDY, record, Processes(2, functools.partial(killed_once, tmp_path)), lambda block, pilots: FIRST)
-    assert (tmp_path / "killed").exists()
+    run_study(STUDY, record, Processes(2, functools.partial(failed_once, tmp_path)), lambda block, pilots: FIRST)
+    told = capsys.readouterr().out
+    assert "F/T/a0/0.001/3: its process ended: Killed; once more by itself when the others have ended." in told
+    assert "A/B/a3/0.001/101: memory was full; once more by itself" in told
     assert len(record.results) == 12 + 11
     assert all(result.failure is None for result in record.results.values())
     processes = {result.measured[0]["process"] for result in record.results.values()}
@@ -57,8 +63,42 @@ def test_what_goes_wrong_in_a_process_is_told_here() -> None:
         for run, words in zip(RUNS, ("no such data; give others", "AssertionError: never"), strict=False):
             with pytest.raises(RuntimeError, match=words):
                 all_done(launcher, [run])
+        with pytest.raises(OSError, match="No space left") as full:
+            all_done(launcher, [run for run in RUNS if (run.arm, run.seed) == ("a3", 101)])
+        assert full.value.filename == "a.png"
+        assert "in wrong" in full.value.__notes__[0]
     finally:
         launcher.close()
+
+
+def test_idle_process_that_is_killed_is_a_fault_of_the_machine() -> None:
+    launcher = Processes(1, at_once)
+    try:
+        (result,) = all_done(launcher, RUNS[:1])
+        os.kill(result.measured[0]["process"], signal.SIGKILL)
+        time.sleep(0.2)
+        launcher.start(RUNS[:1])
+        ended = []
+        while not ended:
+            ended = launcher.ended()
+        assert (ended[0].outcomes, ended[0].fault) == (None, "its process ended: Killed")
+    finally:
+        launcher.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: tried 4 GB"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_full_memory_is_told_from_defects(error: Exception, full: bool) -> None:
+    assert is_memory_full(error) is full
 
 
 PARENT = """
@@ -109,7 +149,10 @@ def test_cluster_jobs_share_what_waits_and_what_is_lost_comes_back_as_nothing() 
         ended = []
         while cluster.busy:
             ended += cluster.ended()
-    assert sorted(len(one.outcomes or []) for one in ended) == [0, 4]
+    assert sorted((len(one.outcomes or []), one.fault) for one in ended) == [
+        (0, "ConnectionError: the machine is gone"),
+        (4, ""),
+    ]
     assert sorted(sizes) == [4, 6]
 
 

@@ -4,6 +4,7 @@ import math
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from bngan.data.datasets import DATASETS
 from bngan.images import to_minus1_1
 from bngan.metrics.modes import ClassHistogram
 from bngan.metrics.prdc import PRDC
+from bngan.metrics.random_net import RandomNet
 from bngan.rng import generator
 from bngan.study.measures import (
     DigitMeasures,
@@ -131,11 +133,41 @@ def test_sets_in_one_pass_are_measured_as_each_by_itself(mnist_root: Path) -> No
     assert grey["class_kl"] == pytest.approx(math.log(10))
 
 
+def test_distance_by_random_filters_is_torchmetrics_fid_of_that_net(mnist_root: Path) -> None:
+    some = to_minus1_1(digits(mnist_root)[1][:400])
+    metric = FrechetInceptionDistance(feature=RandomNet().double()).set_dtype(torch.double)
+    metric.update(to_minus1_1(digits(mnist_root)[0]).double(), real=True)
+    metric.update(some.double(), real=False)
+    (found,) = digit_measures(mnist_root).measure(some[None], whole=True)
+    assert found["fid_random"] == pytest.approx(float(metric.compute()), rel=1e-3)
+
+
+def test_distance_by_pixels_is_of_the_directions_in_which_real_ones_vary_most(mnist_root: Path) -> None:
+    real, some = (to_minus1_1(digits(mnist_root)[place][:400]).flatten(start_dim=1).double().numpy() for place in (0, 1))
+    whole = to_minus1_1(digits(mnist_root)[0]).flatten(start_dim=1).double().numpy()
+    _, _, directions = np.linalg.svd(whole - whole.mean(axis=0), full_matrices=False)
+    (found,) = digit_measures(mnist_root).measure(torch.tensor(some).float().view(1, 400, 1, 28, 28), whole=True)
+    projected = [torch.tensor(pixels @ directions[:64].T)[None] for pixels in (whole, some)]
+    expected = float(frechet_distance(*moments(projected[0]), *moments(projected[1])))
+    assert found["fid_pixels"] == pytest.approx(expected, rel=1e-6)
+    (itself,) = DigitMeasures(digits(mnist_root)[0][:400]).measure(
+        torch.tensor(real).float().view(1, 400, 1, 28, 28), whole=True
+    )
+    assert itself["fid_pixels"] == pytest.approx(0, abs=1e-6)
+
+
+def test_measuring_draws_nothing_that_training_would_have_drawn(mnist_root: Path) -> None:
+    measures = DigitMeasures(digits(mnist_root)[0][:100])
+    torch.manual_seed(3)
+    measures.measure(to_minus1_1(digits(mnist_root)[1][:100])[None], whole=True)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(3)))
+
+
 def test_samples_are_rounded_to_a_pictures_levels_and_coverage_is_of_whole_looks(mnist_root: Path) -> None:
     measures, some = digit_measures(mnist_root), to_minus1_1(digits(mnist_root)[1][:200])[None]
     (expected,), (found,) = (measures.measure(images, whole=False) for images in (some, some * 1.001 + 0.0005))
     assert found == expected
-    assert "coverage" not in found
+    assert not found.keys() & {"coverage", "fid_random", "fid_pixels"}
 
 
 def test_features_do_not_depend_on_how_images_are_cut_up(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

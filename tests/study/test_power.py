@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bngan.study.decisions import CONTRADICTED, NO_EFFECT, SUPPORTED, decide
+from bngan.study.decisions import CONTRADICTED, NO_EFFECT, SUPPORTED, Decision, decide
 from bngan.study.endpoints import Kind
 from bngan.study.power import Truth, can_decide, power, power_table, simulate
 from bngan.study.spec import Claim, Study
@@ -73,12 +73,81 @@ def test_studies_at_once_are_decided_as_each_by_itself() -> None:
         assert [int(decision.word) for decision in alone] == [int(decision.word[place]) for decision in together]
 
 
-def test_rate_chosen_badly_is_an_error_that_intervals_do_not_tell_of() -> None:
-    """Beside the truth at the best rates, not at the chosen ones, an effect at the margin is supported too often."""
-    study = three_claims()
-    steep = {"a0": Truth(spread=0.15), "a3": Truth(fid=4 / 1.25, spread=0.15)}
-    decisions = decide(study.claims, simulate(study, steep, studies=1000, seed=0))
-    assert (decisions[2].overall.zone == SUPPORTED).mean() > 0.04
+# Choosing a rate by pilots --------------------------------------------------------------------------------------------
+
+RATES = {"g_lr d_lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
+STEEP, LEVEL = 0.15, 0.0  # log FID is 0.6, 0.15, 0, 0.15, 0.6 above the best at the five rates, or the same at all
+
+
+def with_choice(pilots: int, *, neighbours: bool = False, cross_fitted: bool = False, fresh: int = 12) -> Study:
+    """A restricted mean and a ratio of FIDs at one of five rates, chosen by pilots or, of a grid, by the other seeds."""
+    study = made_up_study(fresh=fresh, pilots=pilots)
+    grid, block, _ = study.blocks
+    _, *claims = three_claims().claims
+    if cross_fitted or neighbours:
+        where = ("F",) if neighbours else ("A",)
+        claims = [replace(claim, primary=replace(claim.primary, blocks=where, cross_fitted=True)) for claim in claims]
+    return replace(study, blocks=(replace(grid, axes=RATES), replace(block, neighbours=neighbours)), claims=(*claims,))
+
+
+def at_margin(steepness: float, spread: float) -> dict[str, Truth]:
+    """An effect that is exactly the margin where both arms have their best rates."""
+    arms = (("a0", 4.0), ("a3", 4.0 / 1.25))
+    return {arm: Truth(fid=fid, spread=spread, steepness=steepness) for arm, fid in arms}
+
+
+def supported(decisions: list[Decision]) -> float:
+    """The share of studies in which the claim is supported that most often is, over all contexts or in one, before Holm."""
+    findings = (finding for decision in decisions for finding in (decision.overall, *decision.contexts))
+    return max((finding.zone == SUPPORTED).mean() for finding in findings)
+
+
+def check_choice(study: Study, studies: int, steepness: float, spread: float) -> None:
+    equal = Truth(spread=spread, steepness=steepness)
+    heaps = replace(equal, failing=0.5)
+    for truths in (at_margin(steepness, spread), {"a0": equal, "a3": equal}, {"a0": heaps, "a3": heaps}):
+        decisions = decide(study.claims, simulate(study, truths, studies, seed=0))
+        assert supported(decisions) <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / studies)
+
+
+def test_rate_chosen_badly_is_an_error_of_which_its_own_interval_does_not_tell() -> None:
+    study = with_choice(pilots=3)
+    decisions = decide(study.claims, simulate(study, at_margin(STEEP, spread=0.15), studies=1000, seed=0))
+    assert supported(decisions) > 0.08
+
+
+@pytest.mark.parametrize("pilots", [2, 8])
+def test_runs_at_the_rates_beside_keep_false_support_rare(pilots: int) -> None:
+    check_choice(with_choice(pilots, neighbours=True), 1000, STEEP, spread=0.15)
+
+
+def test_cross_fitting_against_all_rates_keeps_false_support_rare() -> None:
+    check_choice(with_choice(8, cross_fitted=True), 1000, STEEP, spread=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [0.15, 0.3, 0.6])
+@pytest.mark.parametrize("steepness", [STEEP, STEEP / 2, LEVEL])
+@pytest.mark.parametrize("pilots", [2, 3, 4, 8])
+def test_false_support_is_rare_in_ten_thousand_studies_with_pilots(pilots: int, steepness: float, spread: float) -> None:
+    check_choice(with_choice(pilots, neighbours=True), 10_000, steepness, spread)
+    check_choice(with_choice(2 * pilots, cross_fitted=True), 10_000, steepness, spread)
+
+
+@pytest.mark.parametrize("way", ["neighbours", "cross_fitted"])
+def test_effects_are_found_at_chosen_rates_on_either_side(way: str) -> None:
+    study = with_choice(12 if way == "cross_fitted" else 4, **{way: True})
+    better = {"a0": Truth(fid=8.0, spread=0.15), "a3": Truth(spread=0.15)}
+    for truths, expected in (
+        (better, SUPPORTED),
+        ({"a0": better["a3"], "a3": better["a0"]}, CONTRADICTED),
+        (dict.fromkeys(better, Truth(spread=0.1)), NO_EFFECT),
+    ):
+        words = [decision.word for decision in decide(study.claims, simulate(study, truths, studies=200, seed=0))]
+        assert [(word == expected).mean() > 0.9 for word in words] == [True] * 2, expected
+
+
+# Power ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,3 +173,10 @@ def test_power_table_has_shares_that_add_up_and_grow_with_runs() -> None:
 def test_study_that_could_never_tell_is_known_before_it_starts(kind: Kind, margin: float, too_few: int) -> None:
     assert not can_decide(kind, too_few, margin)
     assert can_decide(kind, 2 * too_few, margin)
+
+
+def test_runs_of_one_seed_in_each_stratum_tell_nothing_and_more_contexts_ask_for_more() -> None:
+    assert not can_decide("ratio", 1, 1.25, strata=8), "their spread is not known"
+    assert can_decide("ratio", 2, 1.25, strata=8)
+    assert can_decide("rate", 8, 0.1)
+    assert not can_decide("rate", 8, 0.1, places=20)

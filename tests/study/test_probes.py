@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from bngan import GAN
 from bngan.norms import NORMS
 from bngan.rng import generator
-from bngan.study.probes import PROBES, Entry, cosine, layers_of, probe
+from bngan.study.probes import PROBES, Entry, cosine, layers_of, other_sizes, probe
 
 BATCH = 16
+CURVES = ("offset_curve", "mates_curve")  # of probes that measure more than their endpoint
 
 
 def build(**settings: Any) -> GAN:
@@ -31,7 +32,13 @@ def real_images(gan: GAN, batches: int = 8) -> Tensor:
 
 
 def values(gan: GAN, name: str) -> list[Entry]:
-    return PROBES[name](gan, real_images(gan))
+    """The entries of a probe, without those of its curve."""
+    return [entry for entry in PROBES[name](gan, real_images(gan)) if "probe" not in entry]
+
+
+def curve(gan: GAN, name: str, key: str) -> dict[float, float]:
+    """The curve that a probe makes beside its value, by what it is against."""
+    return {entry[key]: entry["value"] for entry in PROBES[name](gan, real_images(gan)) if "probe" in entry}
 
 
 def value(gan: GAN, name: str) -> float:
@@ -66,7 +73,7 @@ def test_probes_leave_everything_as_it_was(norm: str, network: str) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert {name: part.training for name, part in gan.named_modules()} == modes
     assert all(parameter.grad is None for parameter in gan.parameters())
-    assert {(entry["iteration"], entry["probe"]) for entry in entries} == {(7, name) for name in PROBES}
+    assert {(entry["iteration"], entry["probe"]) for entry in entries} == {(7, name) for name in (*PROBES, *CURVES)}
     assert all(isinstance(entry["value"], float) and math.isfinite(entry["value"]) for entry in entries)
     assert probe(gan, real_images(gan), [*PROBES]) == entries
 
@@ -105,21 +112,36 @@ def test_offset_response_of_a_linear_d_is_its_weights() -> None:
         logits.append(torch.cat(noisy).flatten(start_dim=1).detach() @ weight)
     expected = sum(0.5 * float(weight.sum().abs()) / float(some.std()) for some in logits) / len(logits)
     assert value(gan, "offset_response") == pytest.approx(expected)
+    of_sizes = curve(gan, "offset_response", "offset")
+    assert of_sizes == pytest.approx({offset: 2 * offset * expected for offset in (0.05, 0.1, 0.2, 0.3, 0.5)})
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "group", "spectral"])
 def test_mates_do_not_matter_where_d_takes_each_image_by_itself(norm: str) -> None:
     assert value(build(d_norm=norm), "mates_share") == 0
+    assert set(curve(build(d_norm=norm), "mates_share", "batch").values()) == {0}
 
 
 @pytest.mark.parametrize("batching", ["joint", "separate"])
 def test_mates_matter_in_batch_norm_the_less_the_larger_the_batch(batching: str) -> None:
     gan = build(batching=batching, instance_noise=0.5)
     images = torch.rand(256, 1, 4, 4, generator=generator(1), dtype=torch.double) * 2 - 1
-    (small,) = PROBES["mates_share"](gan, images)
+    small, *of_sizes = PROBES["mates_share"](gan, images)
     gan.normalized_together.fill_(4 * BATCH)
-    (large,) = PROBES["mates_share"](gan, images)
+    large, *_ = PROBES["mates_share"](gan, images)
     assert 0 < large["value"] < small["value"] < 1
+    assert [entry["batch"] for entry in of_sizes] == [2, 4, 8, 16, 32]
+    shares = [entry["value"] for entry in of_sizes]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[3] == small["value"]
+    assert shares[0] > 2 * shares[-1] > 0
+
+
+def test_mates_are_measured_in_batches_that_can_be_packed_and_grouped() -> None:
+    assert other_sizes(build(pack=2)) == [4, 8, 32]
+    assert other_sizes(build(d_norm="ghost", ghost_groups=4)) == [8, 32]
+    assert other_sizes(build(minibatch_stddev=4, pack=2)) == [32]
+    assert set(curve(build(pack=2), "mates_share", "batch")) == {4, 8, 16, 32}
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------

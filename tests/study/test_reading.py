@@ -51,6 +51,9 @@ claims:
 """
 
 
+PRIMARY = "arm: a3, baseline: a0, blocks: A, endpoint: fid, margin: 1.25, better: less"
+
+
 def written(folder: Path, text: str) -> Path:
     path = folder / "small.yaml"
     path.write_text(text)
@@ -79,6 +82,18 @@ def test_file_is_read_as_it_is_meant(tmp_path: Path) -> None:
     assert Counter(run.role for block in study.blocks for run in planned_runs(study, block)) == {"pilot": 24, "fresh": 60}
 
 
+def test_a_recipe_is_what_settings_of_its_own_stand_on(tmp_path: Path) -> None:
+    text = TEXT.replace("settings: {lr_decay_start: 1, hidden_dim: 16}", "settings: {recipe: best_mlp, g_lr: 1}")
+    text = text.replace("B: {}", "B: {recipe: default}").replace("  a3: {g_norm", "  a3: {recipe: dcgan, g_norm")
+    study = read_study(written(tmp_path, text))
+    assert study.settings == {"hidden_dim": 512, "g_lr": 1.0, "d_lr": 1e-3, "instance_noise": 1.5}
+    assert study.contexts["B"] == {}
+    runs = {(run.context, run.arm): run.settings for run in planned_runs(study, study.blocks[0])}
+    shared = {"hidden_dim": 512, "g_lr": 6e-4, "d_lr": 6e-4}
+    assert runs["B", "a0"] == {**shared, "instance_noise": 1.5, "g_norm": "none", "d_norm": "none"}
+    assert runs["T", "a3"] == {**shared, "hidden_dim": 32, "network": "conv", "instance_noise": 0.0, "loss": "hinge"}
+
+
 MISTAKES = {
     # what is put in place of what, and words of the line
     "YAML": ("title: A", "title: [A", r"not valid YAML at line \d"),
@@ -94,6 +109,8 @@ MISTAKES = {
     "an unknown setting": ("hidden_dim: 16", "hidden: 16", "settings: 'hidden' is no setting here; see bngan fit --help"),
     "an unknown axis": ("g_lr d_lr: [2e-4", "g_lr lr: [2e-4", "block A: axis 'g_lr lr': 'lr' is no setting"),
     "a seed as a setting": ("hidden_dim: 16", "seed: 16", "'seed' is no setting here; give `seeds` of a block"),
+    "a recipe": ("hidden_dim: 16", "recipe: dcnn", "settings: unknown recipe 'dcnn'; choose from best_mlp, "),
+    "a recipe of one's own": ("hidden_dim: 16", "recipe: ./mine.yaml", "settings: unknown recipe './mine.yaml'; choose from"),
     "a type": ("hidden_dim: 16", "hidden_dim: 16.5", "settings: hidden_dim must be int, got 16.5"),
     "a truth for a number": ("hidden_dim: 16", "hidden_dim: true", "hidden_dim must be int, got True"),
     "a word for a number": ("[2e-4, 6e-4]", "[fast, 6e-4]", "axis 'g_lr d_lr': g_lr must be float, got 'fast'"),
@@ -128,6 +145,26 @@ MISTAKES = {
     ),
     "an arm called aa": ("  a0: {label", "  aa: {label", "arm aa: this name is that of"),
     "an unknown block": ("chosen_from: A", "chosen_from: C", "chosen_from is the unknown block 'C'; choose from A, F"),
+    "neighbours of nothing": (
+        "seeds: {pilot",
+        "neighbours: true\n    seeds: {pilot",
+        "block A: neighbours are those of a chosen",
+    ),
+    "neighbours of words": (
+        "g_lr d_lr: [2e-4, 6e-4]}\n    seeds: {pilot: 101..103}",
+        "batching: [joint, separate]}\n    seeds: {pilot: 101..103, fresh: 1..3}\n    chosen_from: A\n    neighbours: true",
+        "block A: neighbours need a single axis of numbers in block A",
+    ),
+    "neighbours that nothing reads": (
+        "chosen_from: A",
+        "chosen_from: A\n    neighbours: true",
+        "block F: no contrast reads its neighbours",
+    ),
+    "a word for yes": (
+        "chosen_from: A",
+        "chosen_from: A\n    neighbours: both",
+        "neighbours must be true or false, got 'both'",
+    ),
     "axes of two blocks": ("chosen_from: A", "chosen_from: A\n    axes: {beta1: [0.1]}", "leave one of both out"),
     "nothing to choose": ("axes: {g_lr d_lr: [2e-4, 6e-4]}", "axes: {}", "chosen_from needs axes and pilot seeds in block A"),
     "a choice never made": (
@@ -174,6 +211,47 @@ MISTAKES = {
     "a ratio's margin": ("margin: 1.25", "margin: 0.8", "margin of fid must be above 1, for it is a ratio, got 0.8"),
     "a difference's margin": ("margin: 0.05", "margin: 5", "margin of mates_share must be between 0 and 1"),
     "a margin of words": ("margin: 0.05", "margin: small", "primary: margin must be a number, got 'small'"),
+    "conditions of one level": (
+        "    contexts: [T, B]\n",
+        "    contexts: [T, B]\n    conditions: {loss: [T]}\n",
+        "conditions: loss must be two lists of contexts",
+    ),
+    "a condition's level twice": (
+        "    contexts: [T, B]\n",
+        "    contexts: [T, B]\n    conditions: {loss: [[T], [T, B]]}\n",
+        "conditions: loss: 'T' stands twice",
+    ),
+    "a condition's context": (
+        "    contexts: [T, B]\n",
+        "    contexts: [T]\n    conditions: {loss: [[T], [B]]}\n",
+        "conditions: no context of the claim 'B'; choose from T",
+    ),
+    "conditions of all contexts": (
+        "    contexts: [T, B]\n",
+        "    contexts: [T, B]\n    rule: not_worse\n    conditions: {loss: [[T], [B]]}\n",
+        "rule not_worse asks for every context",
+    ),
+    "a pair of one": ("blocks: [F]", "blocks: [F], pairs: [a3]", "pairs must be lists of an arm and its baseline"),
+    "an arm in two pairs": (
+        "blocks: [F]",
+        "blocks: [F], pairs: [[a0, a3]]",
+        "arms of pairs, .* independent: 'a3' stands twice",
+    ),
+    "pairs without a baseline": (
+        "baseline: a0, blocks: [F]",
+        "blocks: [F], pairs: [[a0, a0]]",
+        "pairs and cross_fitted need a baseline",
+    ),
+    "an arm of a pair that a block lacks": (
+        "baseline: a0, blocks: [F]",
+        "blocks: [F], pairs: [[a0, aa]]",
+        "no arm 'aa' in context T",
+    ),
+    "cross-fitting of nothing": (
+        "blocks: [F]",
+        "blocks: [F], cross_fitted: true",
+        "cross_fitted needs two values of an axis of block F",
+    ),
     "a direction": ("better: less", "better: lower", "unknown better 'lower'; choose from less, more"),
 }
 
@@ -189,16 +267,41 @@ def test_mistake_is_told_in_a_line(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize(("seeds", "contexts", "enough"), [("1", "[T]", False), ("1", "[T, B]", True), ("1..2", "[T]", True)])
+@pytest.mark.parametrize(
+    ("seeds", "contexts", "enough"),
+    [("1", "[T]", False), ("1", "[T, B]", False), ("1..2", "[T]", True), ("1..3", "[T, B]", True)],
+)
 def test_too_few_seeds_for_any_verdict_are_told(seeds: str, contexts: str, enough: bool, tmp_path: Path) -> None:
-    """The verdict is of all contexts together; a difference of 0.05 can be told from one of 0.5 by two runs."""
+    """Each context must have enough; a difference of 0.05 can be told from one of 0.5 by two runs."""
     text = TEXT.replace("1..10, 12, 14", seeds).replace("contexts: [T, B]", f"contexts: {contexts}")
     path = written(tmp_path, text)
     if enough:
         assert read_study(path).claims
         return
-    with pytest.raises(UsageError, match=r"claim 4: too few seeds for any verdict: .* with 1 an arm at the margin 0\.05"):
+    with pytest.raises(UsageError, match=r"claim 4: too few seeds for any verdict in context T: .* with 1 an arm at"):
         read_study(path)
+
+
+def test_strata_of_one_seed_are_too_few_however_many_there_are(tmp_path: Path) -> None:
+    grid = TEXT.replace("arm: a3, baseline: a0, blocks: F, endpoint: mates_share, margin: 0.05, better: more", PRIMARY, 1)
+    assert read_study(written(tmp_path, grid)).claims
+    with pytest.raises(UsageError, match=r"too few seeds for any verdict in context T: .* with 2 an arm at the margin 1\.25"):
+        read_study(written(tmp_path, grid.replace("pilot: 101..103", "pilot: 101")))
+
+
+def test_ways_to_compare_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    text = TEXT.replace("blocks: F, endpoint: mates", "blocks: F, pairs: [], endpoint: mates").replace(
+        "chosen_from: A", "chosen_from: A\n    neighbours: true"
+    )
+    text = text.replace("    contexts: [T, B]\n", "    contexts: [T, B]\n    conditions: {loss: [T, B]}\n")
+    text = text.replace("blocks: [F]", "blocks: [A, F], cross_fitted: true")
+    study = read_study(written(tmp_path, text))
+    (claim,) = study.claims
+    assert claim.conditions == {"loss": (("T",), ("B",))}
+    assert [contrast.cross_fitted for contrast in claim.contrasts] == [False, True]
+    assert [block.neighbours for block in study.blocks] == [False, True]
+    roles = Counter(run.role for block in study.blocks for run in planned_runs(study, block))
+    assert roles == {"pilot": 24, "fresh": 60, "neighbour": 48}
 
 
 def test_penalty_beside_batch_norm_is_taken_where_the_study_says_so(tmp_path: Path) -> None:
@@ -221,7 +324,7 @@ def test_block_may_choose_for_itself_and_for_a_context_of_another_name(tmp_path:
 
 PLANNED = {
     "claims_cpu": {"A": 84, "F": 96, "G": 72, "P": 24},
-    "claims_gpu": {"A": 1040, "X": 560, "F": 640, "L": 128, "R8": 320, "R25": 320, "S": 240, "P": 360, "Z": 64},
+    "claims_gpu": {"A": 1040, "X": 560, "F": 960, "L": 128, "R8": 320, "R25": 320, "S": 240, "P": 360, "Z": 64},
     "stacked_batches": {"S": 8},
 }
 

@@ -1,13 +1,17 @@
 """The record of a study: what is on the disk counts, a line cut off does not, and another study's is refused."""
 
 import json
+import os
+import signal
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bngan.errors import UsageError
-from bngan.study.record import Record
+from bngan.study.record import Record, locked
 from bngan.study.spec import Look, Result, runs_of
 from tests.study.stand_ins import small_study
 
@@ -77,3 +81,40 @@ def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file")
     with pytest.raises(UsageError, match="choose another --output"):
         Record(STUDY, tmp_path / "occupied")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="knows no such locks")
+def test_two_studies_in_one_folder_at_once_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with locked(folder), pytest.raises(UsageError, match=r"running in .*new already; wait for its end"), locked(folder):
+        pytest.fail("the second came in")
+    with locked(folder), locked(tmp_path):  # when the first has ended; and another folder is free
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="knows no such locks")
+def test_folder_of_a_study_that_was_killed_is_free(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path):
+            os.write(writing, b"in")
+            time.sleep(1_000)
+    try:
+        assert os.read(reading, 2) == b"in"
+        with pytest.raises(UsageError, match="already"), locked(tmp_path):
+            pytest.fail("two came in")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with locked(tmp_path):
+        pass
+
+
+def test_result_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    record = Record(STUDY, tmp_path)
+    (tmp_path / "results.jsonl").unlink()
+    (tmp_path / "results.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write to .*results.jsonl: .*; the same command then goes on"):
+        record.add(RESULTS[0])
+    assert record.results == {}

@@ -1,8 +1,10 @@
 """What a study's report says, that it needs nothing else, and that it is always the same."""
 
+import json
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -11,9 +13,12 @@ import pytest
 from PIL import Image
 
 from bngan.errors import UsageError
+from bngan.study.doubts import objections_to, spaces_section, strip_of
 from bngan.study.endpoints import badness
+from bngan.study.findings import Findings
+from bngan.study.pace import MILLISECONDS
 from bngan.study.page import Heading, Table, as_html, as_markdown
-from bngan.study.report import claims_table, strip_of, write_report
+from bngan.study.report import claims_table, write_report
 from bngan.study.spec import Arm, Result, Study
 from bngan.study.verdicts import judge
 from tests.study.made_up import made_up_results, made_up_study
@@ -33,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "results.jsonl").write_text(
         f'{{"study": "made_up", "sha256": "{STUDY.sha256}", "torch": "2.11.0", "device": "cpu"}}\n'
     )
+    (folder / MILLISECONDS).write_text(json.dumps({f"F/{context}/{arm}": [9.0] for context in "TB" for arm in ("a0", "a3")}))
     assert write_report(STUDY, RESULTS, folder) == folder / "report.html"
     return folder
 
@@ -70,6 +76,7 @@ def test_every_claim_has_its_verdict_numbers_protocol_and_command(folder: Path) 
         assert escape(verdict.sentence) in page
         assert escape(verdict.would_change) in page
         assert f"## Claim {claim.name}: {claim.statement} ({verdict.word})" in text
+    assert "number of seconds to FID" in page
     for said in (STUDY.sha256, "2.11.0", "Deviations", "Objections", "regret", "Power", "bngan study study.yaml"):
         assert said in page
         assert said in text
@@ -83,6 +90,42 @@ def test_parameters_are_counted_for_each_arm(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     for g_norm, d_norm in ((0, 0), (norm, 0), (norm, norm)):
         assert f"digits: {g + g_norm:,} and {d + d_norm:,}" in page
+
+
+def test_fids_of_other_nets_are_ranked_and_compared_where_they_were_measured() -> None:
+    """Those that are made up follow the digit net's, so runs have the same ranks and claims the same signs."""
+    _, ranks, signs = spaces_section(Findings(STUDY, RESULTS), judge(STUDY, RESULTS))
+    assert isinstance(ranks, Table)
+    assert isinstance(signs, Table)
+    assert [row[:2] for row in ranks.rows] == [["F", "T"], ["F", "B"]]
+    assert all(row[3:] == ["1.00", "1.00", "1.00"] for row in ranks.rows)
+    assert {row[0] for row in signs.rows} == {"2", "4", "6", "7", "A/A"}  # those of blocks whose last looks are whole
+    assert all(row[2] == row[3] for row in signs.rows)  # random filters' is a constant times the digit net's
+    assert {row[-1] for row in signs.rows} == {"yes"}
+
+
+def test_nets_that_do_not_agree_are_told_and_those_not_measured_as_well() -> None:
+    turned = [with_spaces(result, lambda fid: {"fid_random": fid, "fid_pixels": 1 / fid}) for result in RESULTS]
+    _, ranks, signs = spaces_section(Findings(STUDY, turned), judge(STUDY, RESULTS))
+    assert isinstance(ranks, Table)
+    assert isinstance(signs, Table)
+    assert all(row[3:] == ["1.00", "-1.00", "-1.00"] for row in ranks.rows)
+    assert {row[-1] for row in signs.rows} == {"no"}
+    unmeasured = [with_spaces(result, lambda fid: {}) for result in RESULTS]
+    assert [*spaces_section(Findings(STUDY, unmeasured), [])][1:] == ["This study has not measured FID by other nets."]
+
+
+def with_spaces(result: Result, fids: Callable[[float], dict[str, float]]) -> Result:
+    """The result with other FIDs of other nets, as a function of the digit net's."""
+    kept = [{key: value for key, value in entry.items() if not key.startswith("fid_")} for entry in result.measured]
+    return replace(result, measured=tuple(entry | (fids(entry["fid"]) if "coverage" in entry else {}) for entry in kept))
+
+
+def test_objections_are_answered_by_what_the_study_has() -> None:
+    found = dict(objections_to(STUDY))
+    assert "nothing against it" in found["Joint batches are twice as large."]
+    arms = STUDY.arms | {"x5": Arm("joint in groups", {"d_norm": "ghost"})}
+    assert "joint in groups" in dict(objections_to(replace(STUDY, arms=arms)))["Joint batches are twice as large."]
 
 
 def test_links_lead_somewhere(folder: Path) -> None:

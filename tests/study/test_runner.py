@@ -1,4 +1,4 @@
-"""The queue of a study: blocks in order, a choice when its pilots have ended, nothing lost or repeated, kills counted."""
+"""The queue of a study: blocks in order, a choice when its pilots have ended, nothing lost or repeated, no fault a result."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bngan.errors import UsageError
 from bngan.study.launchers import Chunk, Ended, Together
 from bngan.study.record import Record
 from bngan.study.runner import Progress, Queue, duration, run_study
@@ -51,7 +52,7 @@ class Inline:
         for run in runs:
             if run.id in self.lose:
                 self.lose.remove(run.id)
-                return [Ended(runs, None)]
+                return [Ended(runs, None, "memory was full")]
         self.done += [run.id for run in runs]
         return [Ended(runs, [at_once(run) for run in runs])]
 
@@ -87,15 +88,38 @@ def test_a_stopped_study_goes_on_and_repeats_nothing(
     assert third.done == []
 
 
-def test_what_is_killed_goes_again_by_itself_and_has_failed_when_killed_again(tmp_path: Path) -> None:
-    once, twice = "A/T/a0/0.001/101", "A/T/a3/0.01/102"
-    record = Record(STUDY, tmp_path)
-    run_study(STUDY, record, Inline(lose=[once, twice, twice]), second_rate)
-    assert {name: result.failure for name, result in record.results.items() if result.failure} == {
-        twice: "its process was killed twice"
-    }
+def test_what_the_machine_failed_is_done_again_by_itself_after_all_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = "A/T/a0/0.001/101"
+    record, launcher = Record(STUDY, tmp_path), Inline(lose=[first])
+    run_study(STUDY, record, launcher, second_rate)
     assert len(record.results) == PLANNED
-    assert Record(STUDY, tmp_path).results[twice].failure is not None
+    assert all(result.failure is None for result in record.results.values())
+    assert launcher.done[10:12] == [first, "A/T/a0/0.001/102"][:: 1 if launcher.done[10] == first else -1]  # the chunk's two
+    assert f"{first} and 1 others: memory was full; once more by itself" in capsys.readouterr().out
+
+
+def test_what_the_machine_failed_twice_is_no_result_and_told_when_all_else_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = "F/T/a3/0.01/2"
+    record = Record(STUDY, tmp_path)
+    with pytest.raises(UsageError, match=rf"1 of the runs have no result, .* first {lost} \(memory was full\)"):
+        run_study(STUDY, record, Inline(lose=[lost, lost]), second_rate)
+    assert len(record.results) == PLANNED - 1
+    assert "given up" in capsys.readouterr().out
+    again = Inline()
+    run_study(STUDY, record, again, second_rate)
+    assert again.done == [lost]
+    assert len(Record(STUDY, tmp_path).results) == PLANNED
+
+
+def test_runs_that_wait_for_a_pilot_the_machine_failed_are_not_done(tmp_path: Path) -> None:
+    lost, record = "A/B/a3/0.001/101", Record(STUDY, tmp_path)
+    with pytest.raises(UsageError, match=lost):
+        run_study(STUDY, record, Inline(lose=[lost, lost]), second_rate)
+    assert len(record.results) == 12 - 1
 
 
 def test_blocks_that_wait_for_no_choice_fill_the_time() -> None:
@@ -126,6 +150,35 @@ def test_runs_of_one_structure_go_together(tmp_path: Path) -> None:
     assert [len(runs) for runs in chunks[:6]] == [3, 1, 3, 1, 3, 1]
     for runs in chunks:
         assert len({(run.context, run.settings.get("g_norm")) for run in runs}) == 1
+
+
+def test_runs_that_memory_does_not_hold_as_one_are_trained_as_two_halves(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = planned_runs(STUDY, STUDY.blocks[0])[:5]
+    tried: list[int] = []
+
+    def together(chunk: Chunk) -> list[Result]:
+        tried.append(len(chunk))
+        if len(chunk) > 2 or chunk[0] == runs[2]:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return [at_once(run) for run in chunk]
+
+    launcher = Together(together, structure=lambda run: 0, most=lambda run: 5)
+    launcher.start(runs)
+    ended = launcher.ended()
+    assert tried == [5, 2, 3, 1, 2]
+    assert [run for one in ended for run in one.runs] == runs
+    assert [one.outcomes is None for one in ended] == [False, True, False]
+    assert "no memory for 5 runs like A/T/a0/0.001/101 as one; it goes on with 2" in capsys.readouterr().out
+
+
+def test_defect_of_runs_trained_as_one_is_raised() -> None:
+    def together(chunk: Chunk) -> list[Result]:
+        raise RuntimeError("a defect")
+
+    launcher = Together(together, structure=lambda run: 0, most=lambda run: 5)
+    launcher.start(planned_runs(STUDY, STUDY.blocks[0])[:5])
+    with pytest.raises(RuntimeError, match="a defect"):
+        launcher.ended()
 
 
 def test_progress_tells_what_is_done_of_what_is_planned_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from bngan.settings import Settings
-from bngan.study.spec import DEFAULTS, first_choice, grid, planned_runs, runs_of
+from bngan.study.spec import DEFAULTS, first_choice, grid, nearest, planned_runs, runs_of
 from tests.study.stand_ins import small_study
 
 CHOSEN = {("T", "a0"): {"g_lr d_lr": 0.01}, ("T", "a3"): {"g_lr d_lr": 0.001}, ("B", "a3"): {"g_lr d_lr": 0.01}}
@@ -42,6 +42,35 @@ def test_fresh_runs_wait_for_the_choice_and_take_it() -> None:
             == CHOSEN[run.context, "a3" if run.arm == "aa" else run.arm]["g_lr d_lr"]
         )
     assert len(planned_runs(study, fresh)) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "others"),
+    [(0, 5, [1, 2]), (2, 5, [1, 3]), (4, 5, [2, 3]), (1, 3, [0, 2]), (0, 2, [1]), (1, 2, [0]), (0, 1, [])],
+)
+def test_nearest_are_two_on_either_side_or_at_the_edge_two_on_one(place: int, count: int, others: list[int]) -> None:
+    assert nearest(place, count) == others
+
+
+def test_neighbours_are_fresh_seeds_at_the_values_beside_the_chosen_one_as_many_as_were_planned() -> None:
+    study = small_study()
+    pilots = replace(study.blocks[0], axes={"g_lr d_lr": (0.1, 0.001, 0.01, 0.0001)})  # in no order
+    fresh = replace(study.blocks[1], neighbours=True)
+    study = replace(study, blocks=(pilots, fresh))
+    runs = runs_of(study, fresh, CHOSEN)
+    assert (
+        Counter(run.role for run in runs)
+        == {"fresh": 3 * 3 + 2, "neighbour": 2 * 3 * 3}
+        == Counter(run.role for run in planned_runs(study, fresh))
+    )
+    beside = {
+        arm: {run.axes["g_lr d_lr"] for run in runs if (run.role, run.context, run.arm) == ("neighbour", "T", arm)}
+        for arm in ("a0", "a3")
+    }
+    assert beside == {"a0": {0.001, 0.1}, "a3": {0.0001, 0.01}}
+    assert {run.seed for run in runs if run.role == "neighbour"} == {1, 2, 3}
+    assert len({run.id for run in runs}) == len(runs)
+    assert runs_of(study, fresh) == []
 
 
 def test_pilots_and_fresh_runs_of_one_block_come_in_turn() -> None:

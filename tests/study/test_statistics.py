@@ -8,20 +8,24 @@ import lifelines.utils
 import numpy as np
 import pytest
 from scipy import special, stats
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 from statsmodels.stats.weightstats import ttost_ind
 
 from bngan.study.statistics import (
     Array,
+    Bracket,
     MeanEffect,
     Stratum,
     best,
+    best_of,
     beta_quantile,
     choices,
     choose,
     clopper_pearson,
     combine,
+    cross_fitted,
     effect_of,
     equivalence_p,
     holm,
@@ -100,6 +104,24 @@ def test_equal_strata_of_rates_are_as_good_as_one_and_unlike_ones_are_better() -
     widths = [float(np.subtract(*effect.limits(0.95)[::-1])) for effect in (unlike, pooled)]
     assert float(unlike.value) == pytest.approx(float(pooled.value))
     assert widths[0] < 0.9 * widths[1]
+
+
+@pytest.mark.parametrize(("arms", "baselines"), [(12, 12), (20, 8)])
+def test_difference_of_rates_over_strata_is_mantel_and_haenszels(arms: int, baselines: int) -> None:
+    """It is least squares of the outcome on the arm within strata, which weighs them by n m / (n + m)."""
+    generator = np.random.default_rng(0)
+    failed, design, strata = [], [], []
+    for place, (times, truth) in enumerate(zip((1, 1, 2, 3), (0.1, 0.3, 0.6, 0.9), strict=True)):
+        n, m = times * arms, times * baselines
+        arm, base = (generator.binomial(1, p, size).astype(float) for p, size in ((truth, n), (truth - 0.1, m)))
+        strata.append(Stratum(n * m / (n + m), arm, base))
+        failed += [*arm, *base]
+        design += [[float(is_arm), *np.eye(4)[place]] for is_arm in [True] * n + [False] * m]
+    total = sum(stratum.weight for stratum in strata)
+    effect = effect_of([Stratum(s.weight / total, s.arm, s.baseline) for s in strata], "rate")
+    fitted = OLS(np.array(failed), np.array(design)).fit(cov_type="HC2")
+    assert float(effect.value) == pytest.approx(fitted.params[0])
+    assert [float(end) for end in effect.limits(0.95)] == pytest.approx(list(fitted.conf_int()[0]), abs=0.03)
 
 
 @pytest.mark.parametrize("truth", [(0.1, 0.3, 0.6, 0.9), (0.1, 0.1, 0.1, 0.1), (0.5, 0.5, 0.5, 0.5)])
@@ -267,6 +289,34 @@ def test_choice_tells_its_regret_and_whether_it_lies_at_the_edge() -> None:
         assert choice.at_edge == (choice.axes["g_lr d_lr"] in ends)
         assert choice.regret > 0
     assert choices(study.blocks[1], results) == {}, "fresh runs choose nothing"
+
+
+def test_cross_fitted_runs_are_at_the_value_that_the_other_half_chooses() -> None:
+    scores = np.array([[1.0, 5.0, 1.0, 5.0], [2.0, 2.0, 2.0, 2.0], [3.0, 1.0, 3.0, 1.0]])  # even seeds choose 0, odd ones 2
+    values = np.arange(12.0).reshape(3, 4)
+    assert cross_fitted(scores, values).tolist() == [8.0, 1.0, 10.0, 3.0]
+    both = cross_fitted(np.stack([scores, -scores]), np.stack([values, values]))
+    assert both.tolist() == [[8.0, 1.0, 10.0, 3.0], [0.0, 9.0, 2.0, 11.0]]
+
+
+def test_best_of_values_is_where_the_mean_is_most_or_least() -> None:
+    values = np.array([[1.0, 100.0], [20.0, 20.0], [11.0, 12.0]])
+    assert best_of(values, "difference", more=True).tolist() == [1.0, 100.0]
+    assert best_of(values, "ratio", more=True).tolist() == [20.0, 20.0], "by the mean of logarithms"
+    assert best_of(values, "ratio", more=False).tolist() == [1.0, 100.0]
+    assert best_of(np.stack([values, -values]), "difference", more=False).tolist() == [[11.0, 12.0], [-1.0, -100.0]]
+
+
+def test_bracket_holds_all_three_effects_and_its_p_values_are_those_of_its_ends() -> None:
+    effects = [effect_of([Stratum(1.0, ARM + shift, BASE)], "difference") for shift in (0.0, -0.5, 0.7)]
+    bracket = Bracket(*effects)
+    low, high = (float(end) for end in bracket.limits(0.95))
+    assert (low, high) == (float(effects[1].limits(0.95)[0]), float(effects[2].limits(0.95)[1]))
+    assert float(bracket.value) == float(effects[0].value)
+    assert float(bracket.p_above(low)) == pytest.approx(0.025)
+    assert float(bracket.p_below(high)) == pytest.approx(0.025)
+    turned = Bracket(effects[0], effects[2], effects[1])
+    assert turned.limits(0.95) == effects[0].limits(0.95), "the chosen values are among the best, so ends only move outwards"
 
 
 def test_regret_is_none_where_halves_agree_and_the_loss_where_they_do_not() -> None:

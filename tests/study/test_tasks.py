@@ -57,10 +57,12 @@ def test_mode_counts_from_one_sample_within_three_deviations() -> None:
         return (centres[: len(offsets)] + torch.tensor(offsets)).view(1, -1, 2, 1, 1)
 
     inside, outside = (0.0, 0.0299), (0.022, 0.022)  # 0.0311 away, though within 0.03 in each coordinate
-    assert data.measure(at(inside, inside), whole=True) == [{"modes": 2, "high_quality": 1}]
-    assert data.measure(at(inside, outside), whole=True) == [{"modes": 1, "high_quality": 0.5}]
+    assert data.measure(at(inside, inside), whole=False) == [{"modes": 2, "high_quality": 1}]
+    assert data.measure(at(inside, outside), whole=False) == [{"modes": 1, "high_quality": 0.5}]
     both = torch.cat([at(inside, inside), at(outside, outside)])
-    assert [values["modes"] for values in data.measure(both, whole=True)] == [2, 0]
+    found = data.measure(both, whole=True)
+    assert [values["modes"] for values in found] == [2, 0]
+    assert found[0]["points"] == [[1.0, 0.03], [0.0, 1.03]]
 
 
 def test_references_of_a_mixture_miss_what_was_left_out() -> None:

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bngan.study.spec import Look, Result, Run
-from bngan.study.together import most, structure, train_together
-from bngan.study.training import train
+from bngan.study.tasks import TASKS
+from bngan.study.together import TrainingTogether, most, structure, train_together
+from bngan.study.training import Training, train
 
 SETTINGS = {"hidden_dim": 8, "latent_dim": 4, "instance_noise": 0.5}
 RING = Run(
@@ -55,6 +57,23 @@ def test_each_gives_what_it_gives_by_itself(run: Run, mnist_root: Path, tmp_path
         assert len(result.measured) == 2 + 2 * 4  # raw and EMA; the whole look by three statistics and a second momentum
     assert together[0].probed != together[1].probed
     assert sorted(path.name for path in (tmp_path / "together").iterdir()) == [f"{run.id[0]}_T_a_{seed}.png" for seed in (1, 2)]
+
+
+def test_digits_are_trained_with_their_own_labels_in_each_run(mnist_root: Path) -> None:
+    looks = (Look(iteration=2, samples=64),)
+    runs = with_seeds(replace(DIGITS, iterations=2, looks=looks, settings={**SETTINGS, "classes": 10}), seeds=(1, 2))
+    together = TrainingTogether(runs, mnist_root, "cpu")
+    assert not torch.equal(*together.labels(0).unbind(dim=1))
+    for place, run in enumerate(runs):
+        alone = Training(run, TASKS["digits"].load(mnist_root, run.seed, "cpu")).images
+        assert torch.equal(together.images(1)[:, place], alone(1))
+        assert torch.equal(together.labels(1)[:, place], alone.labels(1))
+    before = together.ensemble.gan.state_dict()["generator.net.1.gamma"].clone()  # (R, K, C)
+    together.advance(2)
+    moved = (together.ensemble.gan.state_dict()["generator.net.1.gamma"] - before).abs().amax(dim=2) > 0  # (R, K)
+    for place in range(2):
+        met = torch.cat([together.labels(done)[:, place] for done in (0, 1)]).unique()
+        assert moved[place].nonzero().flatten().tolist() == met.tolist()
 
 
 def test_run_that_fails_is_a_result_and_leaves_the_others_alone(mnist_root: Path, tmp_path: Path) -> None:

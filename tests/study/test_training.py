@@ -16,11 +16,12 @@ from bngan import GAN
 from bngan.checkpoint import load_gan
 from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.data.module import ImageDataModule
+from bngan.errors import UsageError
 from bngan.rng import generator
 from bngan.study import training
 from bngan.study.probes import PROBES
 from bngan.study.spec import Look, Run
-from bngan.study.tasks import TASKS, Task
+from bngan.study.tasks import TASKS, Digits, Task
 from bngan.study.training import Training, TrainingImages, build_gan, draw_samples, evaluate, train
 
 SMALL = {"latent_dim": 4, "hidden_dim": 8}
@@ -73,14 +74,13 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "noise", Task((1, 16, 16), 10, Noise))
 
 
-def fitted(run: Run, images: Tensor) -> GAN:
+def fitted(run: Run, images: Tensor, labels: Tensor | None = None) -> GAN:
     """What `fit` makes of the same settings and seed."""
     seed_everything(run.seed, workers=True, verbose=False)
     gan = GAN(**run.settings, image_shape=TASKS[run.task].image_shape, seed=run.seed)
     size = run.batch_size * gan.settings.n_critic
-    loader = TensorLoader(
-        images, torch.zeros(len(images), dtype=torch.long), ShardedBatches(len(images), size, train=True, seed=run.seed)
-    )
+    labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+    loader = TensorLoader(images, labels, ShardedBatches(len(images), size, train=True, seed=run.seed))
     trainer = Trainer(
         accelerator="cpu",
         max_steps=run.iterations,
@@ -119,6 +119,26 @@ def test_run_ends_at_the_bits_of_fit(case: str) -> None:
     assert different == []
     start = {name: weight for name, weight in build_gan(run).named_parameters() if weight.requires_grad and weight.ndim > 1}
     assert not any(torch.equal(found[name], weight) for name, weight in start.items())
+
+
+def test_run_with_classes_ends_at_the_bits_of_fit(mnist_root: Path) -> None:
+    run = run_of("digits", iterations=3, classes=10)
+    data = TASKS["digits"].load(mnist_root, run.seed, "cpu")
+    assert isinstance(data, Digits)
+    trained = Training(run, data)
+    trained.advance(3)
+    expected = fitted(run, data.images, data.labels).state_dict()
+    assert all(torch.equal(trained.gan.state_dict()[name], value) for name, value in expected.items())
+    assert not torch.equal(fitted(run, data.images).state_dict()["generator.net.1.gamma"], expected["generator.net.1.gamma"])
+
+
+def test_classes_that_the_task_does_not_have_are_refused() -> None:
+    with pytest.raises(UsageError, match="classes is 10, but the images of task noise have 0"):
+        build_gan(run_of(classes=10))
+    with pytest.raises(UsageError, match="classes is 3, but the images of task digits have 10"):
+        build_gan(run_of("digits", classes=3))
+    with pytest.raises(UsageError, match="probes are for networks without classes"):
+        build_gan(run_of("digits", classes=10, looks=(Look(12, samples=8, probes=("mates_share",)),)))
 
 
 def test_virtual_batch_norm_takes_its_reference_from_the_first_batch() -> None:
@@ -214,7 +234,8 @@ def test_result_is_plain_json_with_its_probes_and_a_picture(tmp_path: Path) -> N
     result = train(run_of(looks=looks, iterations=3), folder=tmp_path)
     assert json.loads(json.dumps(asdict(result)))["measured"] == list(result.measured)
     assert result.failure is None
-    assert {(entry["iteration"], entry["probe"]) for entry in result.probed} == {(2, "offset_response"), (2, "gradient_cosine")}
+    probes = {"offset_response", "offset_curve", "gradient_cosine"}
+    assert {(entry["iteration"], entry["probe"]) for entry in result.probed} == {(2, probe) for probe in probes}
     assert 0 < result.seconds < 60
     assert Image.open(tmp_path / "A_T_a3_g_lr=0.002_3.png").size == (16, 16)
 
@@ -259,7 +280,7 @@ def test_tasks_train_and_measure(task: str, mnist_root: Path, tmp_path: Path) ->
     run = run_of(task, iterations=2, looks=(Look(2, samples=200, whole=task == "ring"),), ema_decay=0.0, **settings)
     result = train(run, folder=tmp_path, root=mnist_root)
     assert result.failure is None
-    measured = {"digits": {"fid", "classes", "class_kl", "pixel_variance"}, "ring": {"modes", "high_quality"}}
+    measured = {"digits": {"fid", "classes", "class_kl", "pixel_variance"}, "ring": {"modes", "high_quality", "points"}}
     expected = measured.get(task, {"modes", "class_kl"})
     assert result.measured[0].keys() == {"iteration", "weights", "statistics", "samples"} | expected
     assert len(list(tmp_path.iterdir())) == 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bngan.errors import UsageError
-from bngan.study.decisions import WORDS, decide, read_values, strata_of
-from bngan.study.spec import Claim, Contrast, Result, Study
+from bngan.study.decisions import CHOSEN, EVERY, WORDS, decide, effect_in, read_values, strata_of
+from bngan.study.spec import Claim, Contrast, Result, Run, Study
 from bngan.study.verdicts import Verdict, judge
 from tests.study.made_up import made_up_results, made_up_study
 
@@ -138,6 +138,79 @@ def test_not_worse_needs_every_context_and_one_that_is_worse_contradicts() -> No
     assert word(claim(contrast(), ("T", "B"), rule="not_worse"), two_contexts(0.5, 1.25)) == "inconclusive"
 
 
+CELLS = ("T", "Tn", "Bq", "B")
+LOSS, NOISE = (("T", "Tn"), ("Bq", "B")), (("T", "Bq"), ("Tn", "B"))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "conditions", "expected"),
+    [
+        ((0.5, 0.5, 1.0, 1.0), {"loss": LOSS}, "conditional"),
+        ((0.5, 0.5, 1.0, 1.0), {"noise": NOISE}, "supported"),
+        ((0.5, 1.0, 0.5, 1.0), {"noise": NOISE}, "conditional"),
+        ((0.5, 1.0, 0.5, 1.0), {"loss": LOSS}, "supported"),
+        ((0.5, 0.5, 1.0, 1.0), {}, "conditional"),
+        ((0.5, 0.5, 0.5, 0.5), {"loss": LOSS, "noise": NOISE}, "supported"),
+    ],
+)
+def test_factors_named_before_decide_what_an_effect_depends_on(
+    ratios: tuple[float, ...], conditions: dict[str, tuple[tuple[str, ...], tuple[str, ...]]], expected: str
+) -> None:
+    arms = {(context, "a"): runs(4 * ratio, 0.15) for context, ratio in zip(CELLS, ratios, strict=True)}
+    given = values(arms | {(context, "b"): runs(4, 0.15) for context in CELLS})
+    assert word(claim(contrast(), CELLS, conditions=conditions), given) == expected
+
+
+def test_pooled_levels_of_a_factor_tell_what_pairs_of_contexts_cannot() -> None:
+    ratios = {"T": 0.6, "Tn": 0.6, "Bq": 1.0, "B": 1.0}
+    given = values(
+        {(context, arm): runs(4 * (ratio if arm == "a" else 1), 0.28) for context, ratio in ratios.items() for arm in "ab"}
+    )
+    assert word(claim(contrast(), CELLS), given) != "conditional"
+    assert word(claim(contrast(), CELLS, conditions={"loss": LOSS}), given) == "conditional"
+
+
+# Chosen values --------------------------------------------------------------------------------------------------------
+
+
+CROSSED = replace(contrast(), cross_fitted=True)
+
+
+def chosen(arm: float, baseline: float, beside: dict[str, float] | None = None) -> Values:
+    """Cells at chosen values, with some better or worse values beside them, by their FID."""
+    cells = {}
+    for name, fid in (("a", arm), ("b", baseline)):
+        every = [runs(other, 0.1) for other in (fid, (beside or {}).get(name, 50.0), 50.0)]
+        cells["fid, cross-fitted", "F", "T", name] = {CHOSEN: every[0], EVERY: np.stack(every)}
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("arm", "baseline", "beside", "expected"),
+    [
+        (2, 4, {}, "supported"),
+        (2, 4, {"b": 8}, "supported"),
+        (2, 4, {"b": 2}, "inconclusive"),
+        (2, 4, {"a": 1}, "supported"),
+        (4, 2, {"b": 1}, "contradicted"),
+        (4, 2, {"a": 2}, "inconclusive"),
+        (4, 4, {"a": 4, "b": 4}, "no practical effect"),
+        (4, 4, {"a": 3}, "inconclusive"),
+    ],
+)
+def test_other_arm_must_be_beaten_at_its_best_rate(
+    arm: float, baseline: float, beside: dict[str, float], expected: str
+) -> None:
+    assert word(claim(CROSSED), chosen(arm, baseline, beside)) == expected
+
+
+def test_best_rates_move_ends_outwards_and_leave_the_estimate_alone() -> None:
+    alone, bracket = (effect_in(given, CROSSED, ("T",)) for given in (chosen(2, 4), chosen(2, 4, {"a": 1, "b": 2})))
+    assert float(bracket.value) == float(alone.value)
+    assert float(bracket.limits(0.95)[0]) == pytest.approx(float(alone.limits(0.95)[0]) - np.log(2))
+    assert float(bracket.limits(0.95)[1]) == pytest.approx(float(alone.limits(0.95)[1]) + np.log(2))
+
+
 # Controls, and what must be so as well --------------------------------------------------------------------------------
 
 
@@ -173,6 +246,55 @@ def test_blocks_and_contexts_weigh_equally_and_rates_by_mantel_and_haenszel() ->
     }
     strata = strata_of(given, replace(contrast(), blocks=("F", "G")), ("T", "B"))
     assert [stratum.weight for stratum in strata] == pytest.approx([0.25 * 0.4, 0.25 * 0.6] * 4)
+
+
+def test_main_effect_of_a_factor_is_the_mean_over_what_else_varies() -> None:
+    given = values({("T", arm): runs(fid, 0.1, n=8) for arm, fid in {"a": 2.0, "b": 4.0, "c": 3.0, "d": 3.0}.items()})
+    main = replace(contrast(), pairs=(("c", "d"),))
+    assert [stratum.weight for stratum in strata_of(given, main, ("T",))] == [0.5, 0.5]
+    assert float(effect_in(given, main, ("T",)).value) == pytest.approx(np.log(2) / 2)
+    assert word(claim(main), given) == "supported"
+
+
+def test_sentence_names_every_pair_of_a_main_effect_and_the_condition_it_depends_on() -> None:
+    study = made_up_study()
+    first = replace(study.claims[0], primary=replace(study.claims[0].primary, arm="a1", pairs=(("a3", "p2"),)))
+    study = replace(study, blocks=(replace(study.blocks[0], arms=dict.fromkeys("TB", ("a0", "a1", "a3", "p2"))),))
+    time = replace(
+        first, name="2", primary=replace(first.primary, endpoint="fid", margin=1.01), conditions={"loss": (("T",), ("B",))}
+    )
+    study = replace(study, claims=(replace(first, secondary=()), replace(time, secondary=())))
+    helps = {"T": 0.5, "B": 2.0}
+
+    def measured(run: Run) -> dict[str, object]:
+        fid = 4.0 * (1 + 0.01 * (run.seed % 3)) * (helps[run.context] if run.arm in ("a1", "a3") else 1.0)
+        last = {"iteration": run.iterations, "weights": "raw", "statistics": "running"}
+        return {**last, "fid": fid, "classes": 10, "pixel_variance": 0.9}
+
+    results = [replace(result, failure=None, measured=(measured(result.run),)) for result in made_up_results(study)]
+    found = [verdict.sentence for verdict in judge(study, results)]
+    assert "as a mean over BN in G against none, BN in both, joint against none, packs of 2, is" in found[0]
+    assert found[1].startswith("Conditional: it depends on loss: supported in T and contradicted in B, which differ by 0.2")
+
+
+def test_cross_fitted_contrasts_read_every_value_and_others_as_before() -> None:
+    study = made_up_study(fresh=5, pilots=4)
+    grid, fresh, ring = study.blocks
+    study = replace(study, blocks=(grid, replace(fresh, neighbours=True), ring))
+    plain = replace(study.claims[1].primary, endpoint="fid", blocks=("A",))
+    in_grid, in_fresh = (replace(plain, blocks=(block,), cross_fitted=True) for block in "AF")
+    study = replace(study, claims=(*study.claims, claim(plain), claim(in_grid), claim(in_fresh)))
+    found = read_values(study, made_up_results(study))
+    shapes = {cell[:2]: {axes: x.shape for axes, x in of.items()} for cell, of in found.items() if cell[2:] == ("T", "a3")}
+    assert shapes["fid", "F"] == {CHOSEN: (5,)}
+    assert shapes["fid, cross-fitted", "F"] == {CHOSEN: (5,), EVERY: (3, 5)}
+    assert shapes["fid, cross-fitted", "A"] == {CHOSEN: (4,), EVERY: (3, 4)}
+    every = np.stack([*found["fid", "A", "T", "a3"].values()])
+    assert np.array_equal(every, found["fid, cross-fitted", "A", "T", "a3"][EVERY])
+    sentences = {verdict.claim.primary: verdict.sentence for verdict in judge(study, made_up_results(study))}
+    assert "the other arm at its best rate" in sentences[in_grid]
+    assert "at the rates that pilots chose" in sentences[study.claims[2].primary]
+    assert "rates" not in sentences[plain]
 
 
 def test_fresh_runs_alone_are_read_or_all_of_a_grid() -> None:
