@@ -1,4 +1,4 @@
-"""Which images share a batch in the discriminator, and which a pack."""
+"""Which images share a batch in the discriminator, which a pack, and of which classes they are."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -21,6 +21,15 @@ def discriminate(logits: Logits, real_images: Tensor, fake_images: Tensor, batch
         return logits(real_images), logits(fake_images)
     both = logits(torch.cat([real_images, fake_images]))  # (N + M, 1)
     return both[: len(real_images)], both[len(real_images) :]
+
+
+def of_classes(network: Callable[..., Tensor], labels: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Return the network's function of batches whose rows are of classes (N,), or twice that many, of the same ones again.
+
+    So a fake is of the class of the real image in its place: both are judged, paired, and mixed as images of one class. Of many
+    runs the classes are (N, R). A network without classes takes no labels, None.
+    """
+    return network if labels is None else lambda batch: network(batch, torch.cat([labels] * (len(batch) // len(labels))))
 
 
 def pack(images: Tensor, size: int) -> Tensor:

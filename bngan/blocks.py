@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
+from bngan.batchnorm.layers import ConditionalBatchNorm
 from bngan.norms import VIRTUAL_REFERENCE_SIZE, Layer
 
 MAXOUT_PIECES = 5
@@ -21,23 +22,30 @@ class GeneratorNetwork(nn.Module):
         net: the layers.
         input_dim: size of the latent z.
         norm: a name from bngan.norms.NORMS.
+        classes: number of classes of images that it can be asked for; 0 is none.
     """
 
-    def __init__(self, net: nn.Sequential, input_dim: int, norm: str) -> None:
+    def __init__(self, net: nn.Sequential, input_dim: int, norm: str, classes: int = 0) -> None:
         super().__init__()
         self.net = net
         self.input_dim = input_dim
+        self.classes = classes
         self.reference = _latent_reference(norm, input_dim)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map latents (N, input_dim) to images (N, values) or (N, C, H, W).
 
+        Where there are classes, they are of the classes labels int64 (N,), and without labels row i is of class i mod classes.
+
         Raises:
-            ValueError: if z is not (N, input_dim).
+            ValueError: if z or labels have another shape, or there are labels but no classes.
         """
         if z.ndim != 2 or z.shape[1] != self.input_dim:
             raise ValueError(f"expected latents (N, {self.input_dim}), got {tuple(z.shape)}")
-        return _run(self.net, z, self.reference)
+        if self.classes and labels is None:
+            labels = torch.arange(z.shape[0], device=z.device) % self.classes
+        _check_labels(labels, z.shape[0], self.classes)
+        return _run(self.net, z, labels, self.reference)
 
 
 class DiscriminatorNetwork(nn.Module):
@@ -47,42 +55,58 @@ class DiscriminatorNetwork(nn.Module):
         net: the layers, of which the last is a sigmoid.
         input_shape: of an image, or of a pack of them; (values,) where it is flattened first.
         norm: a name from bngan.norms.NORMS.
+        classes: number of classes that the images are said to be of; 0 is none.
     """
 
-    def __init__(self, net: nn.Sequential, input_shape: tuple[int, ...], norm: str) -> None:
+    def __init__(self, net: nn.Sequential, input_shape: tuple[int, ...], norm: str, classes: int = 0) -> None:
         super().__init__()
         self.net = net
         self.input_shape = input_shape
+        self.classes = classes
         self.reference = _image_reference(norm, input_shape)
         self.reference_noise = _reference_noise(self.reference)
         self.instance_noise = nn.Buffer(torch.zeros(()))  # standard deviation of the noise on the images it is trained on
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map images (N, C, H, W), or (N, values) where they are flattened, to the probability (N, 1) that each is real.
 
+        Where there are classes, that it is a real one of its class, which labels int64 (N,) tell.
+
         Raises:
-            ValueError: if the images have another shape.
+            ValueError: if images or labels have another shape, or there are labels but no classes or the other way round.
         """
-        return self.logits(images).sigmoid()
+        return self.logits(images, labels).sigmoid()
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images, as `forward` takes them, to logits (N, 1).
+    def logits(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map images and labels, as `forward` takes them, to logits (N, 1).
 
         Raises:
-            ValueError: if the images have another shape.
+            ValueError: as `forward` does.
         """
         if len(self.input_shape) == 1:
             images = images.flatten(start_dim=1)
         if images.shape[1:] != self.input_shape:
             raise ValueError(f"expected images (N, {', '.join(map(str, self.input_shape))}), got {tuple(images.shape)}")
-        return _run([*self.net][:-1], images, _noisy(self.reference, self.reference_noise, self.instance_noise))
+        _check_labels(labels, images.shape[0], self.classes)
+        return _run([*self.net][:-1], images, labels, _noisy(self.reference, self.reference_noise, self.instance_noise))
 
 
-def _run(modules: Iterable[nn.Module], batch: Tensor, reference: Tensor | None) -> Tensor:
-    """Pass a batch (N, ...) through the modules, behind the reference batch of virtual batch norm where there is one."""
+def _check_labels(labels: Tensor | None, rows: int, classes: int) -> None:
+    expected, found = (rows,) if classes else None, None if labels is None else tuple(labels.shape)
+    if found != expected:
+        raise ValueError(f"a network of {classes} classes takes labels {expected} with {rows} rows, got {found}")
+
+
+def _run(modules: Iterable[nn.Module], batch: Tensor, labels: Tensor | None, reference: Tensor | None) -> Tensor:
+    """Pass a batch (N, ...) of classes (N,), if there are any, through the modules.
+
+    It is behind the reference batch of virtual batch norm where there is one, whose own output, of any class, is left out.
+    """
     x = batch if reference is None else torch.cat([reference, batch])
+    if labels is not None and reference is not None:
+        labels = F.pad(labels, (len(reference), 0))
     for module in modules:
-        x = module(x)
+        x = module(x, labels) if isinstance(module, ConditionalBatchNorm | Projection) else module(x)
     return x if reference is None else x[len(reference) :]
 
 
@@ -165,6 +189,27 @@ def _group_stddev(x: Tensor, size: int) -> Tensor:
     stddev = (var + 1e-8).sqrt()  # whose slope at 0 would be infinite
     mean = stddev.mean(dim=tuple(range(2, grouped.ndim)), keepdim=True)  # (N / size, 1, 1, ...)
     return mean.expand(-1, size, 1, *grouped.shape[3:]).flatten(end_dim=1)
+
+
+class Projection(nn.Module):
+    """D's last layer where images have classes: psi(phi) + <v_c, phi> for class c (Miyato & Koyama 2018, section 3).
+
+    Here phi is all that this layer sees, pixels included, and psi is linear.
+
+    Args:
+        psi: maps phi (N, ...) to one value for each image.
+        v: maps it to one for each class.
+    """
+
+    def __init__(self, psi: nn.Module, v: nn.Module) -> None:
+        super().__init__()
+        self.psi, self.v = psi, v
+
+    def forward(self, phi: Tensor, labels: Tensor) -> Tensor:
+        """Map phi (N, ...) of images of the classes labels int64 (N,) to (N, 1) or (N, 1, 1, 1), as psi does."""
+        of_all = self.psi(phi)
+        of_class = self.v(phi).flatten(start_dim=1).gather(dim=1, index=labels.unsqueeze(dim=1))  # (N, 1)
+        return of_all + of_class.reshape(of_all.shape)
 
 
 # Initialization -------------------------------------------------------------------------------------------------------

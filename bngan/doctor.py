@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from bngan import rng
-from bngan.batching import discriminate, pack
+from bngan.batching import discriminate, of_classes, pack
 from bngan.batchnorm.diagnostics import kl_to_running
 from bngan.batchnorm.layers import BatchNorm, batch_norm_layers, running_statistics
 from bngan.batchnorm.statistics import BatchStatistics, evaluation_statistics, recorded_statistics
@@ -103,12 +103,14 @@ def _diagnose_checkpoint(path: Path, root: Path | None) -> tuple[str, list[Findi
     content = read_checkpoint(path)
     gan = build_gan(path, content)
     count = max(IMAGES, LEAST_BATCHES * int(gan.normalized_together))
-    real_images = _real_images(path, content.get("datamodule_hyper_parameters", {}), root, gan.settings.image_shape, count)
+    real_images, labels = _real_images(
+        path, content.get("datamodule_hyper_parameters", {}), root, gan.settings.image_shape, count
+    )
     run = run_of(path)
     findings = [
         *examine_settings(gan.settings, int(gan.normalized_together)),
         *examine_layers(gan),
-        *examine_training(gan, real_images),
+        *examine_training(gan, real_images, labels if gan.settings.classes else None),
         *([] if run is None else examine_course(run)),
     ]
     return f"{path}: iteration {int(gan.iteration)}, {len(real_images)} real images", findings
@@ -133,8 +135,10 @@ def _recipe(path: Path) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def _real_images(path: Path, data: dict[str, Any], root: Path | None, image_shape: tuple[int, ...], count: int) -> Tensor:
-    """Return `count` training images (N, C, H, W) in [-1, 1], or all, of the data that the checkpoint was trained on."""
+def _real_images(
+    path: Path, data: dict[str, Any], root: Path | None, image_shape: tuple[int, ...], count: int
+) -> tuple[Tensor, Tensor]:
+    """Return `count` training images (N, C, H, W) in [-1, 1], or all, of the checkpoint's data, with labels (N,)."""
     known = {name: value for name, value in data.items() if name in signature(ImageDataModule).parameters}
     if not known:  # another's data
         if root is None:
@@ -155,7 +159,8 @@ def _real_images(path: Path, data: dict[str, Any], root: Path | None, image_shap
     if root is not None:  # a folder that only a checkpoint names is read, never written to
         module.prepare_data()
     try:
-        return to_minus1_1(module.subset(count, train=True).images)
+        images, labels = module.subset(count, train=True)
+        return to_minus1_1(images), labels
     except UsageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(absent) from error
@@ -271,12 +276,15 @@ def _useless_biases(gan: GAN) -> Iterator[tuple[str, int]]:
 # What passing real images and latents through them tells --------------------------------------------------------------
 
 
-def examine_training(gan: GAN, real_images: Tensor) -> Iterator[Finding]:
-    """Yield what is wrong when the networks are given real images (N, C, H, W) and as many fakes, as in training."""
+def examine_training(gan: GAN, real_images: Tensor, labels: Tensor | None = None) -> Iterator[Finding]:
+    """Yield what is wrong when the networks are given real images (N, C, H, W) and as many fakes, as in training.
+
+    Labels int64 (N,) tell the classes of both where there are some.
+    """
     if gan.iteration == 0:
         yield not_begun(gan)
         return
-    passed = pass_through(gan, real_images)
+    passed = pass_through(gan, real_images, labels)
     yield from (outcome := [*_winning_discriminator(passed)] or [*examine_samples(gan, real_images)])
     if NOT_BEGUN not in [finding.name for finding in outcome]:  # from which these would follow
         yield from _far_statistics(gan, passed)
@@ -405,8 +413,11 @@ def _lean(layer: BatchNorm, seen: list[BatchStatistics], batches: int) -> tuple[
 
 
 @torch.no_grad()
-def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
-    """Give both networks real images (N, C, H, W) and as many fakes as in training: in its batches, with its noise."""
+def pass_through(gan: GAN, real_images: Tensor, labels: Tensor | None = None) -> ForwardStatistics:
+    """Give both networks real images (N, C, H, W) and as many fakes as in training: in its batches, with its noise.
+
+    Labels int64 (N,) tell the classes of both where there are some.
+    """
     weight = next(gan.generator.parameters())
     multiple = (gan.settings.groups or 1) * gan.settings.pack
     size = min(int(gan.normalized_together), len(real_images)) // multiple * multiple
@@ -417,12 +428,13 @@ def pass_through(gan: GAN, real_images: Tensor) -> ForwardStatistics:
         for number, batch in enumerate(batches):
             z = rng.normal((size, gan.settings.latent_dim), gan.settings.seed, rng.Stream.PRECISE, number).to(weight)
             real_noise, fake_noise = gan.draw_instance_noise(2 * size, number).chunk(2)
+            own = None if labels is None else labels[number * size : (number + 1) * size].to(weight.device)
             if gan.generator_ema is not None:
-                gan.generator_ema(z)
-            real, fake = batch.to(weight), gan.generate(z).requires_grad_()
+                gan.generator_ema(z, own)
+            real, fake = batch.to(weight), gan.generate(z, own).requires_grad_()
             with torch.enable_grad():
                 packs = (pack(images, gan.settings.pack) for images in (real + real_noise, fake + fake_noise))
-                pair = discriminate(gan.logits, *packs, gan.settings.batching)
+                pair = discriminate(of_classes(gan.logits, own), *packs, gan.settings.batching)
                 (gradient,) = torch.autograd.grad(gan.loss.generator(*pair), fake)
             logits.append((pair[0].detach().flatten(), pair[1].detach().flatten()))
             # Of all images at once: their number, by which the loss is divided, multiplies the product of both.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bngan import distributed, rng
-from bngan.batching import discriminate, pack
+from bngan.batching import discriminate, of_classes, pack
 from bngan.batchnorm.layers import BatchNorm, at_least_float32, batch_norm_layers, is_synchronized
 from bngan.batchnorm.statistics import EvalStatistics
 from bngan.blocks import GeneratorNetwork
@@ -68,18 +68,21 @@ class GAN(LightningModule):
 
     # Generating ---------------------------------------------------------------------------------------------------
 
-    def generate(self, z: Tensor) -> Tensor:
-        """Map latents (N, latent_dim) to images (N, C, H, W) in [-1, 1]."""
-        return self.generator(z).view(len(z), *self.settings.image_shape)
+    def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map latents (N, latent_dim) to images (N, C, H, W) in [-1, 1].
+
+        Where there are classes, labels int64 (N,) tell those of the images; without them, image i is of class i mod classes.
+        """
+        return self.generator(z, labels).view(len(z), *self.settings.image_shape)
 
     forward = generate
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W), or packs of them, to D's logits (N, 1).
+    def logits(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map images (N, C, H, W), or packs of them, to D's logits (N, 1); where there are classes, with labels int64 (N,).
 
         They are float32 at least, since losses saturate in half precision.
         """
-        return at_least_float32(self.discriminator.logits(images))
+        return at_least_float32(self.discriminator.logits(images, labels))
 
     def sampler(
         self, weights: Weights | None = None, statistics: EvalStatistics | None = None
@@ -114,11 +117,11 @@ class GAN(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one iteration on images (n_critic * N, C, H, W) in [-1, 1], or on (images, labels)."""
-        images, done = _images(batch), self.global_step
+        (images, labels), done = self._read(batch), self.global_step
         if self.observed is None:
-            self._check_first(images)
+            self._check_first(images, labels)
         schedule = schedule_at(self.settings, done, self.total_iterations)
-        self.observed = self._iterate(images, torch.tensor(schedule, dtype=torch.float64).to(self._weight), done)
+        self.observed = self._iterate(images, labels, torch.tensor(schedule, dtype=torch.float64).to(self._weight), done)
         self.iteration.add_(1)
         # The Trainer counts optimizers' steps, and here they are taken out of its sight.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
@@ -126,13 +129,22 @@ class GAN(LightningModule):
         progress.increment_completed()
         self._log(schedule, done + 1)
 
-    def _iterate(self, images: Tensor, schedule: Tensor, done: int) -> Observed:
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return a batch's images (N, C, H, W) and, where there are classes, their labels (N,)."""
+        images, *others = [batch] if isinstance(batch, Tensor) else batch
+        if not self.settings.classes:
+            return images, None
+        if not others:
+            raise UsageError(f"--model.classes {self.settings.classes} needs batches of images and labels")
+        return images, others[0]
+
+    def _iterate(self, images: Tensor, labels: Tensor | None, schedule: Tensor, done: int) -> Observed:
         assert self._run is not None
         seed = rng.key(self.settings.seed, rng.Stream.ITERATION, done)
         self.seed_layers(done)
         if self._graph is not None and not self._looked_into:
-            return self._graph(images, schedule, seed)
-        return self._run(images, Schedule(*schedule), self._draws.seeded(seed))
+            return self._graph(images, schedule, seed, labels=labels)
+        return self._run(images, Schedule(*schedule), self._draws.seeded(seed), labels)
 
     def seed_layers(self, done: int) -> None:
         """Seed what dropout and the noisy norm draw from, torch's own generator, for the iteration after `done` others."""
@@ -204,6 +216,20 @@ class GAN(LightningModule):
             torch.backends.cudnn.allow_tf32 = self.settings.tf32
             if self.settings.tf32 and self._weight.dtype == torch.float32:
                 distributed.print0("Float32 products go through TF32 (--model.tf32 false: in full precision)")
+        if self.settings.classes:
+            self._check_classes()
+
+    def _check_classes(self) -> None:
+        """Refuse data of another number of classes."""
+        asked, found = self.settings.classes, getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        if found in (None, asked):
+            return
+        if found == 1:
+            raise UsageError(
+                f"--model.classes {asked} needs images of {asked} classes, and the data has none: put each class into a folder "
+                "of its own, or leave --model.classes out"
+            )
+        raise UsageError(f"--model.classes is {asked}, but the data has {found} classes; give --model.classes {found}, or 0")
 
     def on_fit_start(self) -> None:
         """Keep how many images training normalizes together, now that batch norm is synchronized or not."""
@@ -254,8 +280,15 @@ class GAN(LightningModule):
             update_d_stats_in_g_step=settings.update_d_stats_in_g_step,
         )
 
-    def _check_first(self, images: Tensor) -> None:
+    def _check_first(self, images: Tensor, labels: Tensor | None) -> None:
         check_range(images)
+        if labels is not None:
+            low, high = (int(value) for value in labels.aminmax())  # a CPU-GPU sync point
+            if low < 0 or high >= self.settings.classes:
+                raise UsageError(
+                    f"labels of the first batch reach from {low} to {high}, but with --model.classes {self.settings.classes} "
+                    f"classes are 0 to {self.settings.classes - 1}"
+                )
         n_critic, ranks = self.settings.n_critic, distributed.world_size()
         if len(images) % n_critic:
             raise UsageError(f"a batch of {len(images)} images cannot be cut into n_critic = {n_critic} equal parts")
@@ -277,16 +310,16 @@ class GAN(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log D's loss and readings on held-out images and fakes, with training's noise, by evaluation's statistics."""
-        real_images = _images(batch)
+        real_images, labels = self._read(batch)
         start, count = self._validated, distributed.total(len(real_images), self.device)
         self._validated += count
         # The images of a batch are dealt out to the ranks in turn, so each meets the fake that one process would give it.
-        fake_images = self.generate(distributed.shard(self.sample_latents(start, start + count)))
+        fake_images = self.generate(distributed.shard(self.sample_latents(start, start + count)), labels)
         real_noise, fake_noise = map(distributed.shard, self.draw_instance_noise(2 * count, start).chunk(2))
         real, fake = (pack(seen, self.settings.pack) for seen in (real_images + real_noise, fake_images + fake_noise))
         if len(real) == 0:  # the last few images need not fill a pack
             return
-        logits = discriminate(self.logits, real, fake, self.settings.batching)
+        logits = discriminate(of_classes(self.logits, labels), real, fake, self.settings.batching)
         values = {f"val/{name}": value for name, value in zip(self.loss.readings, self.loss.read(*logits), strict=True)}
         values["val/d_loss"] = self.loss.discriminator(*logits)
         self.log_dict(values, batch_size=len(real_images), sync_dist=True)
@@ -319,7 +352,3 @@ class GAN(LightningModule):
             if value.is_floating_point() and not value.isfinite().all() and not name.endswith("reference"):
                 return f"{name} has NaN or infinite values at iteration {int(self.iteration)}"
         return None
-
-
-def _images(batch: Batch) -> Tensor:
-    return batch if isinstance(batch, Tensor) else batch[0]

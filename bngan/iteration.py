@@ -10,14 +10,14 @@ of what the schedule holds. Losses are then means over the runs, too.
 # n_critic and g_steps are at least 1, so what the loops over updates leave is there.
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from bngan.batching import Batching, discriminate, pack
+from bngan.batching import Batching, Logits, discriminate, of_classes, pack
 from bngan.batchnorm.statistics import frozen_statistics
 from bngan.distributed import average_gradients, shard, world_size
 from bngan.ema import ExponentialMovingAverage
@@ -79,8 +79,8 @@ class Iteration:
     """n_critic updates of D, g_steps of G, and one of the moving average (Goodfellow et al. 2014, algorithm 1).
 
     Attributes:
-        generator: maps latents (N, latent_dim) to images (N, C, H, W) in [-1, 1].
-        discriminator: maps images (N, C, H, W), or packs of them as `pack` makes them, to logits (N, 1).
+        generator: maps latents (N, latent_dim), and labels (N,) where there are classes, to images (N, C, H, W) in [-1, 1].
+        discriminator: maps images (N, C, H, W), or packs of them as `pack` makes them, and labels likewise to logits (N, 1).
         d_network: the discriminator's module, whose batch norm layers are frozen in G's update.
         d_update: moves D's weights.
         g_update: moves G's weights.
@@ -97,8 +97,8 @@ class Iteration:
         update_d_stats_in_g_step: whether D's running statistics also move in G's updates.
     """
 
-    generator: Callable[[Tensor], Tensor]
-    discriminator: Callable[[Tensor], Tensor]
+    generator: Callable[..., Tensor]
+    discriminator: Callable[..., Tensor]
     d_network: nn.Module
     d_update: Update
     g_update: Update
@@ -115,28 +115,31 @@ class Iteration:
     gradient_penalty: float = 0.0
     update_d_stats_in_g_step: bool = False
 
-    def __call__(self, real_images: Tensor, schedule: Schedule[Tensor], draws: Draws) -> Observed:
-        """Train on real images (n_critic * N, C, H, W) in [-1, 1], this rank's rows."""
+    def __call__(self, real_images: Tensor, schedule: Schedule[Tensor], draws: Draws, labels: Tensor | None = None) -> Observed:
+        """Train on real images (n_critic * N, C, H, W) in [-1, 1] of classes (n_critic * N,), if any: this rank's rows."""
         if self.instance_noise is not None:
             self.instance_noise.copy_(schedule.instance_noise.view_as(self.instance_noise))
-        for images in real_images.chunk(self.n_critic):  # the discriminator: tell real from fake
+        classes = [None] * self.n_critic if labels is None else labels.chunk(self.n_critic)
+        # The discriminator: tell real from fake.
+        for images, own in zip(real_images.chunk(self.n_critic), classes, strict=True):
+            generator, discriminator = of_classes(self.generator, own), of_classes(self.discriminator, own)
             real = self._prepare(images, draws)  # (N / pack, pack C, H, W)
             z = draws.normal(images, self.latent_dim)  # (N, latent_dim)
-            fake = self._prepare(self.generator(z), draws)
+            fake = self._prepare(generator(z), draws)
             real_seen, fake_seen = real.detach().requires_grad_(self.r1 > 0), fake.detach().requires_grad_(self.r2 > 0)
-            real_logits, fake_logits = discriminate(self.discriminator, real_seen, fake_seen, self.batching)  # (N / pack, 1)
+            real_logits, fake_logits = discriminate(discriminator, real_seen, fake_seen, self.batching)  # (N / pack, 1)
             d_loss = self.loss.discriminator(real_logits, fake_logits)
-            penalty = self._penalty(real_seen, fake_seen, real_logits, fake_logits, draws)
+            penalty = self._penalty(discriminator, (real_seen, fake_seen), (real_logits, fake_logits), draws)
             d_grad_norm = self.d_update(d_loss + penalty, schedule.d_lr)
 
-        with self._d_statistics_in_g_step():  # the generator: fool the discriminator just improved
+        # The generator: fool the discriminator just improved, whose statistics describe its own batches alone, by policy.
+        with nullcontext() if self.update_d_stats_in_g_step else frozen_statistics(self.d_network):
             for step in range(self.g_steps):
-                fake = fake if step == 0 else self._prepare(self.generator(z), draws)  # as G makes them now
-                g_loss = self.loss.generator(*discriminate(self.discriminator, real, fake, self.batching))
+                fake = fake if step == 0 else self._prepare(generator(z), draws)  # as G makes them now
+                g_loss = self.loss.generator(*discriminate(discriminator, real, fake, self.batching))
                 g_grad_norm = self.g_update(g_loss, schedule.g_lr)
         if self.ema is not None:
             self.ema.update(schedule.ema_weight)
-
         readings = self.loss.read(real_logits.detach(), fake_logits.detach())
         return Observed(d_loss.detach(), g_loss.detach(), readings, d_grad_norm, g_grad_norm)
 
@@ -146,20 +149,17 @@ class Iteration:
             images = images + self.instance_noise * draws.normal(images, *images.shape[-3:])
         return pack(images, self.pack)
 
-    def _penalty(self, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, draws: Draws) -> Tensor | float:
+    def _penalty(
+        self, discriminator: Logits, images: tuple[Tensor, Tensor], logits: tuple[Tensor, Tensor], draws: Draws
+    ) -> Tensor | float:
         penalty: Tensor | float = 0.0
-        if self.r1:
-            penalty = penalty + self.r1 * zero_centered_penalty(real, real_logits)
-        if self.r2:
-            penalty = penalty + self.r2 * zero_centered_penalty(fake, fake_logits)
+        for weight, seen, said in zip((self.r1, self.r2), images, logits, strict=True):
+            if weight:
+                penalty = penalty + weight * zero_centered_penalty(seen, said)
         if self.gradient_penalty:
-            mix = draws.uniform(real)  # (N / pack,)
-            penalty = penalty + self.gradient_penalty * gradient_penalty(self.discriminator, real, fake, mix)
+            mix = draws.uniform(images[0])  # (N / pack,)
+            penalty = penalty + self.gradient_penalty * gradient_penalty(discriminator, *images, mix)
         return penalty
-
-    def _d_statistics_in_g_step(self) -> AbstractContextManager[None]:
-        # D's running statistics describe the batches that D was trained on; whether G's update is one is a policy.
-        return nullcontext() if self.update_d_stats_in_g_step else frozen_statistics(self.d_network)
 
 
 class OptimizerUpdate:

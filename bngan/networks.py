@@ -5,7 +5,8 @@ All are plain PyTorch. A discriminator gives probabilities when called and logit
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from bngan.blocks import (
     GeneratorNetwork,
     LinearMaxout,
     MinibatchStddev,
+    Projection,
     as_drawn,
     he,
     initialize,
@@ -41,7 +43,7 @@ class Generator(GeneratorNetwork):
         output_dim: number of values in an image.
         hidden_dim: width of the first hidden layer; the others are twice as wide.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
-        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        norm_settings: eps and momentum of batch norm, groups of ghost batch norm, and the images' classes.
         depth: number of hidden layers.
         initialization: default, as torch's layers begin, or he for the hidden ones.
     """
@@ -61,7 +63,8 @@ class Generator(GeneratorNetwork):
         hidden = _relu_layers(widths, find_norm(norm, norm_settings))
         if initialization == "he":
             initialize(hidden, he(negative_slope=0.0))
-        super().__init__(nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim), nn.Tanh()), input_dim, norm)
+        net = nn.Sequential(*hidden, nn.Linear(widths[-1], output_dim), nn.Tanh())
+        super().__init__(net, input_dim, norm, norm_settings.classes)
 
 
 class Discriminator(DiscriminatorNetwork):
@@ -75,6 +78,7 @@ class Discriminator(DiscriminatorNetwork):
         dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
         norm_first: whether the first hidden layer is normalized, too; spectral norm is on every layer.
         minibatch_stddev: size of the groups of bngan.blocks.MinibatchStddev; 0 builds no such layer.
+        classes: number of classes that images are said to be of, which makes the last layer a Projection; 0 is none.
         initialization: default, as torch's layers begin, or he for the hidden ones.
     """
 
@@ -87,6 +91,7 @@ class Discriminator(DiscriminatorNetwork):
         dropout: float = 0.0,
         norm_first: bool = True,
         minibatch_stddev: int = 0,
+        classes: int = 0,
         initialization: Initialization = "default",
     ) -> None:
         check_at_least(1, input_dim=input_dim, hidden_dim=hidden_dim)
@@ -103,8 +108,8 @@ class Discriminator(DiscriminatorNetwork):
         ]
         if initialization == "he":
             initialize(hidden, he(negative_slope=0.2))
-        output = bare(nn.Linear(hidden_dim + bool(minibatch_stddev), 1))
-        super().__init__(nn.Sequential(*hidden, *output, nn.Sigmoid()), (input_dim,), norm)
+        output = _output(partial(nn.Linear, hidden_dim + bool(minibatch_stddev)), bare, classes)
+        super().__init__(nn.Sequential(*hidden, output, nn.Sigmoid()), (input_dim,), norm, classes)
 
 
 class PointGenerator(GeneratorNetwork):
@@ -117,7 +122,7 @@ class PointGenerator(GeneratorNetwork):
         output_dim: number of a point's coordinates.
         hidden_dim: width of the hidden layers, 400 as published.
         norm: a name from bngan.norms.NORMS, after each hidden layer.
-        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        norm_settings: eps and momentum of batch norm, groups of ghost batch norm, and the images' classes.
         depth: number of hidden layers.
         initialization: default, or he for the hidden layers.
     """
@@ -138,7 +143,7 @@ class PointGenerator(GeneratorNetwork):
         initialize(hidden, he(negative_slope=0.0) if initialization == "he" else published)
         output = nn.Linear(hidden_dim, output_dim)
         initialize([output], published)
-        super().__init__(nn.Sequential(*hidden, output), input_dim, norm)
+        super().__init__(nn.Sequential(*hidden, output), input_dim, norm, norm_settings.classes)
 
 
 class PointDiscriminator(DiscriminatorNetwork):
@@ -154,6 +159,7 @@ class PointDiscriminator(DiscriminatorNetwork):
         dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
         norm_first: whether the first hidden layer is normalized, too; spectral norm is on every layer.
         minibatch_stddev: size of the groups of bngan.blocks.MinibatchStddev; 0 builds no such layer.
+        classes: number of classes that images are said to be of, which makes the last layer a Projection; 0 is none.
         initialization: default, or he for the hidden layers, whose pieces are linear.
     """
 
@@ -166,6 +172,7 @@ class PointDiscriminator(DiscriminatorNetwork):
         dropout: float = 0.0,
         norm_first: bool = True,
         minibatch_stddev: int = 0,
+        classes: int = 0,
         initialization: Initialization = "default",
     ) -> None:
         check_at_least(1, input_dim=input_dim, hidden_dim=hidden_dim)
@@ -181,9 +188,9 @@ class PointDiscriminator(DiscriminatorNetwork):
             *_dropout(dropout),
         ]
         initialize(hidden, he(negative_slope=1.0) if initialization == "he" else published)
-        output = bare(nn.Linear(hidden_dim + bool(minibatch_stddev), 1))
-        initialize(output, published)
-        super().__init__(nn.Sequential(*hidden, *output, nn.Sigmoid()), (input_dim,), norm)
+        output = _output(partial(nn.Linear, hidden_dim + bool(minibatch_stddev)), bare, classes)
+        initialize(output.modules(), published)
+        super().__init__(nn.Sequential(*hidden, output, nn.Sigmoid()), (input_dim,), norm, classes)
 
 
 # Convolutional --------------------------------------------------------------------------------------------------------
@@ -226,7 +233,7 @@ class ConvGenerator(GeneratorNetwork):
         width: number of filters of the last hidden layer; each earlier one has twice as many, up to 8 times.
         norm: a name from bngan.norms.NORMS, after each hidden layer; with spectral norm it hardly trains, its images being
             nearly black at the start.
-        norm_settings: eps and momentum of batch norm, and groups of ghost batch norm.
+        norm_settings: eps and momentum of batch norm, groups of ghost batch norm, and the images' classes.
         layout: DCGAN or PACGAN.
         initialization: default, the layout's, or he whatever the norm.
     """
@@ -258,7 +265,7 @@ class ConvGenerator(GeneratorNetwork):
         for (source, target), side in zip(pairwise(filters), sides[1:], strict=False):
             modules += [*normalized(_upsample(source, target, side, layout, bias=bias)), nn.ReLU()]
         modules += [_upsample(filters[-1], channels, size, layout, bias=True), nn.Tanh()]
-        super().__init__(_drawn(modules, norm, 0.0, layout, initialization), input_dim, norm)
+        super().__init__(_drawn(modules, norm, 0.0, layout, initialization), input_dim, norm, norm_settings.classes)
 
 
 class ConvDiscriminator(DiscriminatorNetwork):
@@ -277,6 +284,7 @@ class ConvDiscriminator(DiscriminatorNetwork):
         dropout: fraction of each hidden layer's activations dropped in training; 0 builds no dropout layer.
         norm_first: whether the first hidden layer is normalized, too; spectral norm is on every layer.
         minibatch_stddev: size of the groups of bngan.blocks.MinibatchStddev; 0 builds no such layer.
+        classes: number of classes that images are said to be of, which makes the last layer a Projection; 0 is none.
         layout: DCGAN or PACGAN.
         initialization: default, the layout's, or he whatever the norm.
     """
@@ -291,6 +299,7 @@ class ConvDiscriminator(DiscriminatorNetwork):
         dropout: float = 0.0,
         norm_first: bool = False,
         minibatch_stddev: int = 0,
+        classes: int = 0,
         layout: Layout = DCGAN,
         initialization: Initialization = "default",
     ) -> None:
@@ -315,11 +324,11 @@ class ConvDiscriminator(DiscriminatorNetwork):
         modules += [
             *_minibatch_stddev(minibatch_stddev),
             *_dropout(dropout),
-            *bare(nn.Conv2d(filters[-1] + bool(minibatch_stddev), 1, kernel_size=last_side)),
+            _output(partial(nn.Conv2d, filters[-1] + bool(minibatch_stddev), kernel_size=last_side), bare, classes),
             nn.Flatten(start_dim=1),
             nn.Sigmoid(),
         ]
-        super().__init__(_drawn(modules, norm, 0.2, layout, initialization), (channels, size, size), norm)
+        super().__init__(_drawn(modules, norm, 0.2, layout, initialization), (channels, size, size), norm, classes)
 
 
 # By settings ----------------------------------------------------------------------------------------------------------
@@ -334,8 +343,9 @@ def build_networks(settings: Settings) -> tuple[GeneratorNetwork, DiscriminatorN
     (channels, height, width), latent_dim, hidden_dim = settings.image_shape, settings.latent_dim, settings.hidden_dim
     norms = NormSettings(eps=settings.bn_eps, momentum=settings.bn_momentum, ghost_groups=settings.ghost_groups)
     common: dict[str, Any] = {"norm_settings": norms, "initialization": settings.initialization}
-    g_how = {**common, "norm": settings.g_norm}
+    g_how = {**common, "norm": settings.g_norm, "norm_settings": replace(norms, classes=settings.classes)}
     d_how = {**common, "norm": settings.d_norm, "dropout": settings.d_dropout, "minibatch_stddev": settings.minibatch_stddev}
+    d_how |= {"classes": settings.classes}
     # Where they are unset, the classes have the networks' own ways.
     depth: dict[str, Any] = {} if settings.g_depth is None else {"depth": settings.g_depth}
     d_how |= {} if settings.d_norm_first is None else {"norm_first": settings.d_norm_first}
@@ -419,6 +429,21 @@ def _minibatch_stddev(size: int) -> tuple[nn.Module, ...]:
     return (MinibatchStddev(size),) if size else ()
 
 
+def _output(layer: Callable[..., Layer], bare: Normalized, classes: int) -> nn.Module:
+    """Return D's last layer, to one logit.
+
+    Args:
+        layer: makes layers from what D's last hidden layer gives to so many outputs.
+        bare: the norm that it has.
+        classes: number of classes that images are said to be of; 0 is none.
+    """
+    (psi,) = bare(layer(1))
+    if not classes:
+        return psi
+    (v,) = bare(layer(classes, bias=False))
+    return Projection(psi, v)
+
+
 def _upsample(source: int, target: int, side: int, layout: Layout, *, bias: bool) -> Layer:
     """Return a layer from side / 2, rounded up, to that side."""
     odd = side % 2
@@ -441,7 +466,7 @@ def _drawn(
     # Convolutions of weights in this order are faster, on processors and on GPUs' tensor cores.
     net = nn.Sequential(*modules).to(memory_format=torch.channels_last)
     if initialization == "he" or (norm == "none" and layout.he_without_norm):
-        initialize(net, he(negative_slope))
+        initialize(net.modules(), he(negative_slope))
     else:
-        initialize(net, as_drawn if norm == "spectral" else published)
+        initialize(net.modules(), as_drawn if norm == "spectral" else published)
     return net

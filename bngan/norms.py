@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bngan.batchnorm.layers import CovariateShift, GhostBatchNorm, ReferenceBatchNorm, VirtualBatchNorm
+from bngan.batchnorm.layers import (
+    BatchNorm,
+    ConditionalBatchNorm,
+    CovariateShift,
+    GhostBatchNorm,
+    ReferenceBatchNorm,
+    VirtualBatchNorm,
+)
 from bngan.errors import UsageError
 from bngan.spectral import spectral_norm
 
@@ -25,11 +32,13 @@ class NormSettings:
         eps: what batch norm adds to the variance.
         momentum: weight of the new batch in batch norm's running statistics.
         ghost_groups: groups of the batch that ghost batch norm normalizes, each by itself.
+        classes: number of classes that have a gamma and a beta each; 0 is one for all images.
     """
 
     eps: float = 1e-5
     momentum: float = 0.1
     ghost_groups: int = 1
+    classes: int = 0
 
 
 DEFAULT_NORM_SETTINGS = NormSettings()
@@ -42,11 +51,18 @@ def _channels(layer: Layer) -> int:
 
 def batch(layer: Layer, settings: NormSettings) -> Modules:
     kind = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
-    return layer, kind(_channels(layer), eps=settings.eps, momentum=settings.momentum)
+    norm = kind(_channels(layer), eps=settings.eps, momentum=settings.momentum, affine=not settings.classes)
+    return layer, _by_class(norm, settings)
 
 
 def reference(layer: Layer, settings: NormSettings) -> Modules:
-    return layer, ReferenceBatchNorm(_channels(layer), eps=settings.eps, momentum=settings.momentum)
+    channels, affine = _channels(layer), not settings.classes
+    norm = ReferenceBatchNorm(channels, eps=settings.eps, momentum=settings.momentum, affine=affine)
+    return layer, _by_class(norm, settings)
+
+
+def _by_class(norm: BatchNorm, settings: NormSettings) -> nn.Module:
+    return ConditionalBatchNorm(norm, classes=settings.classes) if settings.classes else norm
 
 
 def ghost(layer: Layer, settings: NormSettings) -> Modules:
@@ -78,6 +94,8 @@ def group(layer: Layer, settings: NormSettings) -> Modules:
     # Without pixels, normalizing leaves nothing of a group of one channel, and of two only which is larger.
     while isinstance(layer, nn.Linear) and channels // groups < min(3, channels):
         groups //= 2
+    if groups == channels and layer.bias is not None:
+        layer.bias.requires_grad_(False)  # a group of one channel is centered as instance norm centers it; see find_norm
     return layer, nn.GroupNorm(num_groups=groups, num_channels=channels)
 
 
@@ -111,6 +129,10 @@ CENTERING = frozenset({"batch", "reference", "ghost", "noisy", "virtual", "insta
 BATCH_COUPLED = frozenset({"batch", "reference", "ghost", "noisy"})
 
 
+# Norms that have a conditional form.
+CONDITIONAL = frozenset({"batch", "reference"})
+
+
 def find_norm(name: str, settings: NormSettings = DEFAULT_NORM_SETTINGS) -> Callable[[Layer], Modules]:
     """Return the norm of that name, with these settings where it has them.
 
@@ -118,10 +140,15 @@ def find_norm(name: str, settings: NormSettings = DEFAULT_NORM_SETTINGS) -> Call
     Adam would amplify.
 
     Raises:
-        UsageError: if there is none, listing those there are.
+        UsageError: if there is none, or it has no form for classes, listing those there are.
     """
     if name not in NORMS:
         raise UsageError(f"unknown norm {name!r}; choose from {', '.join(sorted(NORMS))}")
+    if settings.classes and name not in CONDITIONAL:
+        raise UsageError(
+            f"norm {name!r} has no gamma and beta for each class, by which G tells its {settings.classes} classes apart; use "
+            f"--model.g_norm {' or '.join(sorted(CONDITIONAL))}, or --model.classes 0"
+        )
 
     def normalized(layer: Layer) -> Modules:
         if name in CENTERING and layer.bias is not None:

@@ -25,6 +25,8 @@ class Settings:
         latent_dim: size of the latent z, which is standard normal.
         hidden_dim: the source's hidden_dim for mlp, the number of filters at full resolution for conv and pacgan (64 as
             published), the width of G's hidden layers for points (400 as published).
+        classes: kinds of images that G can be asked for, as many as the data has: each has a gamma and a beta of its own in G's
+            batch norm (de Vries et al. 2017) and a term of its own in D's logit (Miyato & Koyama 2018). 0 asks for none.
         g_depth: hidden layers of G for mlp and points; unset means the network's own, 2 and 4.
         initialization: default, the network's own, or he: hidden layers' weights as He et al. 2015 have them, biases 0.
         g_norm: norm of the generator: batch, none, layer, group, instance, spectral, reference, ghost, noisy or virtual.
@@ -72,6 +74,7 @@ class Settings:
     image_shape: tuple[int, int, int] = (1, 28, 28)
     latent_dim: int = 100
     hidden_dim: int = 128
+    classes: int = 0
     g_depth: int | None = None
     initialization: Initialization = "default"
     g_norm: str = "batch"
@@ -135,7 +138,7 @@ class Settings:
 COUNTS = ("n_critic", "g_steps", "ghost_groups", "pack", "g_depth", "latent_dim")
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("g_lr d_lr g_clip d_clip instance_noise_end bn_eps", lambda value: 0 < value < math.inf, "above 0"),
-    ("r1 r2 gradient_penalty instance_noise", lambda value: 0 <= value < math.inf, "at least 0"),
+    ("classes r1 r2 gradient_penalty instance_noise", lambda value: 0 <= value < math.inf, "at least 0"),
     ("beta1 beta2 label_smoothing ema_decay", lambda value: 0 <= value < 1, "in [0, 1)"),
     ("bn_momentum", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ("lr_decay_start", lambda value: 0 <= value <= 1, "in [0, 1]"),
@@ -168,6 +171,11 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(
             "d_norm virtual cannot be combined with pack or minibatch_stddev: its reference batch is of single images, and "
             "what D says of an image would depend on the others again; use --model.d_norm layer, group, spectral or none"
+        )
+    if settings.classes and settings.pack > 1:
+        raise UsageError(
+            f"classes {settings.classes} cannot be combined with pack {settings.pack}: D judges a pack by one logit, and the "
+            "images in it are of several classes; use --model.pack 1"
         )
     if settings.is_penalized_in_batches and not settings.allow_batch_coupled_penalty:
         raise UsageError(

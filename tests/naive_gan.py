@@ -4,6 +4,7 @@ It is plain on purpose: losses are logarithms of probabilities, gradients are as
 Where the papers leave a choice, it is bngan's:
 - G is updated on the images of D's last update: the same latents, the same noise. A further update of G is on the images that
   it makes of those latents by then, with noise of their own.
+- A fake is of the class of the real image in its place, in images as in the pairs of a loss, where there are classes.
 - A pack of m images, of N, has the channels of the images i, i + N/m, i + 2 N/m.... It is made of noisy images, and all that D
   is asked, penalties included, is asked of packs.
 - The moving average is that of the iterations so far, without the weights of the start.
@@ -63,10 +64,14 @@ class NaiveGAN:
     ) -> None:
         self.generator, self.discriminator, self.average = generator, discriminator, average
         self.recipe, self.total = recipe, total
+        self.labels: Tensor | None = None  # of the present update's images
         self.d_adam, self.g_adam = (Adam(network, recipe.beta1, recipe.beta2) for network in (discriminator, generator))
 
-    def iterate(self, iteration: int, batch: Tensor, rng: torch.Generator) -> Seen:
-        """Train on images (n_critic * N, C, H, W) in [-1, 1]; return what the last updates saw (Goodfellow et al. 2014)."""
+    def iterate(self, iteration: int, batch: Tensor, rng: torch.Generator, labels: Tensor | None = None) -> Seen:
+        """Train on images (n_critic * N, C, H, W) in [-1, 1], of classes (n_critic * N,) if there are any.
+
+        Return what the last updates saw (Goodfellow et al. 2014).
+        """
         recipe, done = self.recipe, iteration / self.total
         seen: Seen = {}
         lr_scale = 1.0 if done < recipe.lr_decay_start else (1 - done) / (1 - recipe.lr_decay_start)
@@ -84,14 +89,15 @@ class NaiveGAN:
             return torch.stack([torch.cat([*noisy[first::between]]) for first in range(between)])
 
         real = fake = latents = batch[:0]
-        for images in batch.chunk(recipe.n_critic):
+        for number, images in enumerate(batch.chunk(recipe.n_critic)):
+            self.labels = None if labels is None else labels[number * len(images) : (number + 1) * len(images)]
             real = shown(images)
             latents = draw(len(images), recipe.latent_dim)
-            fake = shown(self.generator(latents).view_as(images))
+            fake = shown(self.generator(latents, self.labels).view_as(images))
             seen |= self.update_discriminator(real, fake.detach(), recipe.d_lr * lr_scale, rng)  # D's loss does not train G
         seen |= self.update_generator(real, fake, recipe.g_lr * lr_scale)
         for _ in range(1, recipe.g_steps):
-            fake = shown(self.generator(latents).view(len(latents), *batch.shape[1:]))
+            fake = shown(self.generator(latents, self.labels).view(len(latents), *batch.shape[1:]))
             seen |= self.update_generator(real, fake, recipe.g_lr * lr_scale)
         if self.average is not None:
             ages = torch.arange(iteration + 1, dtype=torch.float64)
@@ -112,7 +118,7 @@ class NaiveGAN:
         if recipe.gradient_penalty:  # Gulrajani et al. 2017, algorithm 1
             mix = torch.rand(len(real), generator=rng, dtype=torch.float64).view(-1, 1, 1, 1)
             between = (mix * real + (1 - mix) * fake).detach().requires_grad_()
-            slope = slopes(self.discriminator.logits(between), between)
+            slope = slopes(self.discriminator.logits(between, self.labels), between)
             penalized = penalized + recipe.gradient_penalty * ((slope - 1) ** 2).mean()
         norm = self.d_adam.step(penalized, lr, recipe.d_clip)
         return {"d_loss": loss.item(), "d_readings": readings(recipe.loss, real_logits, fake_logits), "d_grad_norm": norm}
@@ -129,8 +135,9 @@ class NaiveGAN:
 
     def discriminate(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         if self.recipe.batching == "separate":
-            return self.discriminator.logits(real), self.discriminator.logits(fake)
-        both = self.discriminator.logits(torch.cat([real, fake]))
+            return self.discriminator.logits(real, self.labels), self.discriminator.logits(fake, self.labels)
+        twice = None if self.labels is None else torch.cat([self.labels, self.labels])
+        both = self.discriminator.logits(torch.cat([real, fake]), twice)
         return both[: len(real)], both[len(real) :]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bngan.batching import BATCHINGS, discriminate, pack
+from bngan.batching import BATCHINGS, discriminate, of_classes, pack
 from bngan.networks import Discriminator
 
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
@@ -93,3 +93,27 @@ def test_packs_of_many_runs_are_of_one_run_each() -> None:
     assert packs.shape == (4, 5, 6, 4, 4)
     for run in range(5):
         assert_equal(packs[:, run], pack(images[:, run], 2))
+
+
+@pytest.mark.parametrize("runs", [(), (5,)])
+def test_fakes_are_of_the_classes_of_the_real_images_in_their_places(runs: tuple[int, ...]) -> None:
+    seen: list[Tensor] = []
+
+    def network(images: Tensor, labels: Tensor) -> Tensor:
+        seen.append(labels)
+        return images
+
+    labels = torch.randint(10, (4, *runs))
+    images = torch.randn(4, *runs, 3)
+    given = of_classes(network, labels)
+    for batching in BATCHINGS:
+        discriminate(given, images, images, batching)
+    joint, real, fake = seen
+    assert_equal(joint, torch.cat([labels, labels]))
+    assert_equal(real, labels)
+    assert_equal(fake, labels)
+
+
+def test_network_without_classes_is_left_alone() -> None:
+    logits = logits_of("batch")
+    assert of_classes(logits, None) is logits

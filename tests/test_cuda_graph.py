@@ -9,13 +9,15 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, distributed
+from torch.utils.data import DataLoader
 
 from bngan import GAN, rng
 from bngan.cuda_graph import CudaGraph
 from bngan.iteration import Draws, Observed
 from bngan.schedules import Schedule
 
-Step = tuple[str, float, float, list[float]]  # what was run, on which image, learning rate and draws
+# What was run, on which image, learning rate, draws and label.
+Step = tuple[str, float, float, list[float], int | None]
 
 
 class StandIn:
@@ -37,45 +39,48 @@ class StandIn:
         if not self.capturable:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    def iteration(self, images: Tensor, schedule: Schedule[Tensor], draws: Draws) -> Observed:
+    def iteration(self, images: Tensor, schedule: Schedule[Tensor], draws: Draws, labels: Tensor | None) -> Observed:
         if self.capturing:
-            self.inputs = (images, schedule, draws)
+            self.inputs = (images, schedule, draws, labels)
         else:
-            self.note("called", images, schedule, draws)
+            self.note("called", images, schedule, draws, labels)
         return Observed(*torch.zeros(len(Observed._fields)))
 
     def replay(self) -> None:
         assert self.inputs is not None
         self.note("replayed", *self.inputs)
 
-    def note(self, how: str, images: Tensor, schedule: Schedule[Tensor], draws: Draws) -> None:
-        self.log.append((how, float(images), float(schedule.g_lr), draws.uniform(images).flatten().tolist()))
+    def note(self, how: str, images: Tensor, schedule: Schedule[Tensor], draws: Draws, labels: Tensor | None) -> None:
+        label = None if labels is None else int(labels)
+        self.log.append((how, float(images), float(schedule.g_lr), draws.uniform(images).flatten().tolist(), label))
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         self.registered += 1
 
 
-def run_on_stand_in(cuda: StandIn, iterations: int, runs: int | None = None) -> list[Step]:
-    """Return what was run in that many iterations, the n-th on image n with learning rate n / 8 and seeds from n on."""
+def run_on_stand_in(cuda: StandIn, iterations: int, runs: int | None = None, *, labelled: bool = False) -> list[Step]:
+    """Return what was run in that many iterations, the n-th on image n, of class n, with rate n / 8 and seeds from n on."""
     graph = CudaGraph(Mock(side_effect=cuda.iteration), torch.device("cpu"), runs)
     for number in range(iterations):
         seeds = range(number, number + (runs or 1))
-        graph(torch.tensor([float(number)]), torch.tensor([0.0, number / 8, 0.0, 0.0]), *seeds)
+        labels = torch.tensor([number]) if labelled else None
+        graph(torch.tensor([float(number)]), torch.tensor([0.0, number / 8, 0.0, 0.0]), *seeds, labels=labels)
     return cuda.log
 
 
-def expected(how: str, number: int, runs: int | None = None) -> Step:
+def expected(how: str, number: int, runs: int | None = None, *, labelled: bool = False) -> Step:
     draws = [float(torch.rand(1, generator=torch.Generator().manual_seed(number + run))) for run in range(runs or 1)]
-    return how, float(number), number / 8, draws
+    return how, float(number), number / 8, draws, number if labelled else None
 
 
+@pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("runs", [None, 1, 3])
 def test_fourth_iteration_is_captured_and_it_and_all_later_ones_are_replayed(
-    runs: int | None, monkeypatch: pytest.MonkeyPatch
+    runs: int | None, labelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda = StandIn(monkeypatch, capturable=True)
-    log = run_on_stand_in(cuda, 7, runs)
-    called, replayed = ([expected(how, n, runs) for n in range(7)] for how in ("called", "replayed"))
+    log = run_on_stand_in(cuda, 7, runs, labelled=labelled)
+    called, replayed = ([expected(how, n, runs, labelled=labelled) for n in range(7)] for how in ("called", "replayed"))
     assert log == [*called[:3], *replayed[3:]]
     assert cuda.registered == (runs or 1)
 
@@ -105,6 +110,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "n_critic 2, R1, spectral, clipped": {"n_critic": 2, "r1": 0.1, "d_norm": "spectral", "d_clip": 1.0, "g_clip": 1.0},
     "WGAN-GP": {"loss": "wasserstein", "d_norm": "layer", "ema_buffers": "copy"},
+    "classes, n_critic 2": {"classes": 3, "n_critic": 2},
     "virtual": {"d_norm": "virtual", "g_norm": "virtual"},
     "reference, ghost": {"d_norm": "reference", "g_norm": "ghost", "ghost_groups": 2},
 }
@@ -141,7 +147,10 @@ def trained(settings: dict[str, Any], *callbacks: Callback, hook: Any = None, st
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(gan, torch.rand(shape, generator=rng.generator(1), dtype=torch.float64) * 2 - 1)
+    batches = torch.rand(shape, generator=rng.generator(1), dtype=torch.float64) * 2 - 1
+    labels = torch.randint(3, shape[:2], generator=rng.generator(2))  # which only a GAN with classes reads
+    given = [*zip(batches, labels, strict=True)]
+    trainer.fit(gan, DataLoader(given, batch_size=None))  # pyright: ignore[reportArgumentType]  # a list is a data set, too
     return gan.cpu()
 
 

@@ -707,3 +707,14 @@ def test_checkpoint_that_holds_code_is_refused_and_runs_nothing(
 def test_every_finding_is_tried_here() -> None:
     settings = {EPS, BIAS, PENALTY, SMALL_BATCH, EMA_COPY}
     assert raised("doctor.py") == settings | {FAR, DEAD, EXPLODING, NO_VARIANCE, BLIND, LEANING, EMA_FAR, D_WON}
+
+
+def test_classes_are_examined_with_the_labels_of_the_real_images(real: Tensor) -> None:
+    gan, seen = tiny(network="conv", image_shape=(1, 16, 16), classes=3), []
+    labels = torch.arange(len(real)) % 3
+    gan.normalized_together.fill_(32)
+    with gan.discriminator.net[-3].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1])):
+        passed = pass_through(gan, real, labels)
+    assert torch.equal(torch.cat(seen), torch.cat([torch.cat([own, own]) for own in labels.split(32)]))
+    assert len(passed.real_logits) == len(real)
+    assert [*pass_through(gan, real, (labels + 1) % 3).real_logits] != [*passed.real_logits]

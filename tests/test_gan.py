@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bngan import GAN
 from bngan.batching import Batching
 from bngan.batchnorm.layers import VirtualBatchNorm, batch_norm_layers
+from bngan.checkpoint import load_gan, save_gan
 from bngan.data.loader import ShardedBatches, TensorLoader
 from bngan.errors import NonFiniteLoss, UsageError
 from bngan.losses import LOSSES
@@ -662,3 +663,78 @@ def test_what_layers_draw_depends_on_the_seed_and_the_iteration_alone(settings: 
         torch.manual_seed(number)
         trainer(tmp_path, max_steps=3).fit(gan, images())
     assert same(one, other)
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+def labelled(classes: int = 3) -> TensorLoader:
+    loader = images()
+    loader.labels = torch.randint(classes, loader.labels.shape, generator=generator(4))
+    return loader
+
+
+def test_labels_decide_what_is_learned(tmp_path: Path) -> None:
+    ends = []
+    for loader in (labelled(), labelled(), images()):
+        gan = tiny(classes=3)
+        trainer(tmp_path, max_steps=3).fit(gan, loader)
+        ends.append(gan)
+    assert same(ends[0], ends[1])
+    assert not same(ends[0], ends[2])
+
+
+def test_batches_without_labels_are_refused_where_there_are_classes(tmp_path: Path) -> None:
+    bare = DataLoader(TensorDataset(torch.rand(32, 1, 4, 4) * 2 - 1), batch_size=16)
+    with pytest.raises(UsageError, match=r"--model.classes 3 needs batches of images and labels"):
+        trainer(tmp_path, max_steps=1).fit(tiny(classes=3), bare)
+    with pytest.raises(UsageError, match=r"labels of the first batch reach from 0 to 4.*classes are 0 to 2"):
+        trainer(tmp_path, max_steps=1).fit(tiny(classes=3), labelled(5))
+
+
+@pytest.mark.parametrize(
+    ("classes", "found", "answer"),
+    [
+        (10, 26, r"--model.classes is 10, but the data has 26 classes"),
+        (10, 1, r"--model.classes 10 needs images of 10 classes, and the data has none.*folder of its own"),
+        (10, 10, None),
+        (1, 1, None),
+        (0, 26, None),
+    ],
+)
+def test_data_of_another_number_of_classes_is_refused_before_training(
+    classes: int, found: int, answer: str | None, tmp_path: Path
+) -> None:
+    class Data(LightningDataModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classes, self.batch_size = found, BATCH
+
+        def train_dataloader(self) -> TensorLoader:
+            return images()
+
+    with nullcontext() if answer is None else pytest.raises(UsageError, match=answer):
+        trainer(tmp_path, max_steps=1).fit(tiny(classes=classes), datamodule=Data())
+
+
+def test_validation_compares_fakes_of_the_classes_of_the_real_images(tmp_path: Path) -> None:
+    gan, loader = tiny(classes=3, instance_noise=0.0), labelled()
+    run = trainer(tmp_path)
+    (found,) = run.validate(gan, loader, verbose=False)
+    losses = []
+    with torch.no_grad():
+        gan.eval()
+        for number, (real, labels) in enumerate(loader):
+            fakes = gan.generate(gan.sample_latents(number * BATCH, (number + 1) * BATCH), labels)
+            logits = gan.logits(torch.cat([real, fakes]), torch.cat([labels, labels])).chunk(2)
+            losses.append(gan.loss.discriminator(*logits))
+    assert found["val/d_loss"] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-6)
+
+
+def test_gan_with_classes_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
+    gan = tiny(classes=3)
+    trainer(tmp_path, max_steps=3).fit(gan, labelled())
+    save_gan(gan, tmp_path / "g.ckpt", total=3)
+    again = load_gan(tmp_path / "g.ckpt")
+    assert again.settings == gan.settings
+    assert same(gan, again)

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.data import DataLoader
 
 from bngan import GAN, rng
 from bngan.iteration import Draws, Iteration, Observed, OptimizerUpdate
@@ -101,7 +102,14 @@ NORM_CASES: dict[str, dict[str, Any]] = {
     for norm, (network, settings) in product(NORMS, (("mlp", {}), ("conv", CONV)))
     if (norm, network) != ("instance", "mlp")  # which needs pixels
 }
-CASES = {**LOSS_CASES, **SETTING_CASES, **NORM_CASES}
+CLASS_CASES: dict[str, dict[str, Any]] = {
+    "classes": {"classes": 3},
+    "classes, separate, hinge, G updated twice": {"classes": 3, "batching": "separate", "loss": "hinge", "g_steps": 2},
+    "classes, WGAN-GP, spectral": {"classes": 3, "d_norm": "spectral", "gradient_penalty": 2.0},
+    "classes, virtual norm in D": {"classes": 3, "d_norm": "virtual"},
+    "classes, conv": {**CONV, "classes": 3},
+}
+CASES = {**LOSS_CASES, **SETTING_CASES, **NORM_CASES, **CLASS_CASES}
 
 
 def batches(settings: dict[str, Any], iterations: int) -> Tensor:
@@ -109,6 +117,14 @@ def batches(settings: dict[str, Any], iterations: int) -> Tensor:
     size = 64 if settings["d_norm"] == "virtual" else BATCH  # its reference batch is the first 64 images
     shape = (iterations, size * settings["n_critic"], *settings["image_shape"])
     return torch.rand(shape, generator=rng.generator(1), dtype=torch.float64) * 2 - 1
+
+
+def labels_of(settings: dict[str, Any], iterations: int) -> list[Tensor] | list[None]:
+    """Return the classes of these images, (n_critic * N,) in each iteration, or None where there are none."""
+    if not settings.get("classes"):
+        return [None] * iterations
+    shape = batches(settings, iterations).shape[:2]
+    return [*torch.randint(settings["classes"], shape, generator=rng.generator(2))]
 
 
 def build(settings: dict[str, Any]) -> GAN:
@@ -135,7 +151,7 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def naively_trained(case: str, iterations: int = ITERATIONS) -> tuple[dict[str, Tensor], Seen]:
     """Return the weights that the naive loop ends at, and what its last iteration saw."""
     settings = BASE | CASES[case]
-    gan, images = build(settings), batches(settings, iterations)
+    gan, images, labels = build(settings), batches(settings, iterations), labels_of(settings, iterations)
     if settings["d_norm"] == "virtual":
         set_reference(gan.discriminator, images[0])
     recipe = Recipe(**{field.name: settings[field.name] for field in fields(Recipe)})
@@ -143,7 +159,8 @@ def naively_trained(case: str, iterations: int = ITERATIONS) -> tuple[dict[str, 
     seen: Seen = {}
     for iteration, batch in enumerate(images):
         torch.manual_seed(rng.key(gan.settings.seed, rng.Stream.DROPOUT, iteration, 0))
-        seen = naive.iterate(iteration, batch, rng.generator(gan.settings.seed, rng.Stream.ITERATION, iteration))
+        generator = rng.generator(gan.settings.seed, rng.Stream.ITERATION, iteration)
+        seen = naive.iterate(iteration, batch, generator, labels[iteration])
     return weights(gan), seen
 
 
@@ -159,7 +176,9 @@ def assert_trains_as_the_papers(case: str, iterations: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(gan, batches(settings, iterations))
+    pairs = zip(batches(settings, iterations), labels_of(settings, iterations), strict=True)
+    given = [images if labels is None else (images, labels) for images, labels in pairs]
+    trainer.fit(gan, DataLoader(given, batch_size=None))  # pyright: ignore[reportArgumentType]  # a list is a data set, too
     expected, seen = naively_trained(case, iterations)
     assert furthest(weights(gan), expected) < 1e-8
     assert gan.observed is not None
@@ -208,6 +227,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "spectral": {"d_norm": "spectral", "g_norm": "spectral", "loss": "minimax"},
     "virtual": {"d_norm": "virtual", "g_norm": "virtual", "n_critic": 1},
     "packs, G updated twice": {"pack": 2, "g_steps": 2, "n_critic": 1},
+    "classes, two updates of D": {"classes": 3},
+    "classes, spectral, WGAN-GP": {"classes": 3, "d_norm": "spectral", "gradient_penalty": 0.5, "n_critic": 1},
     "ghost, dropout": {"d_norm": "ghost", "g_norm": "ghost", "ghost_groups": 2, "d_dropout": 0.3},
 }
 
@@ -224,24 +245,26 @@ def run(
 ) -> tuple[dict[str, Tensor], Observed]:
     """Return the weights after training and what its end saw; `recorded`, the third iteration is recorded and then replayed."""
     gan, images = build(settings), batches(settings, EAGER + 1 + REPLAYED)
+    labels = labels_of(settings, len(images))
     if settings["d_norm"] == "virtual":
         set_reference(gan.discriminator, images[0])
     iteration, draws = change(iteration_of(gan)), Draws()
 
-    def call(batch: Tensor, schedule: Tensor) -> Observed:
-        return iteration(batch, Schedule(*schedule), draws)
+    def call(batch: Tensor, schedule: Tensor, *labels: Tensor) -> Observed:
+        return iteration(batch, Schedule(*schedule), draws, *labels)
 
-    program: Callable[[Tensor, Tensor], Observed] = call
+    program: Callable[..., Observed] = call
     observed: Observed | None = None
     for number, batch in enumerate(images):
         schedule = torch.tensor(schedule_at(gan.settings, number, total=len(images)), dtype=torch.float64)
         draws.seeded(number)
         torch.manual_seed(number)  # of dropout
+        given = (batch, schedule) if (own := labels[number]) is None else (batch, schedule, own)
         if recorded and number == EAGER:
-            program = make_fx(call)(batch, schedule)  # recording trains, too
+            program = make_fx(call)(*given)  # recording trains, too
             continue
         with torch.set_grad_enabled(program is call):  # gradients are part of what is recorded
-            observed = program(batch, schedule)
+            observed = program(*given)
     assert observed is not None
     return weights(gan), observed
 
@@ -252,6 +275,36 @@ def test_recorded_once_and_replayed_the_iteration_trains_as_if_called(name: str)
     (called, expected), (replayed, observed) = run(settings, recorded=False), run(settings, recorded=True)
     assert furthest(replayed, called) < 1e-12
     torch.testing.assert_close(tuple(observed), tuple(expected), rtol=0, atol=1e-12)
+
+
+def test_training_on_one_class_is_training_without_classes_but_for_what_d_has_of_its_own() -> None:
+    """D's term of the only class, held at 0, adds nothing; then gamma and beta of that class are those of plain batch norm."""
+
+    def trained(settings: dict[str, Any], labels: Tensor | None) -> GAN:
+        gan = build(settings)
+        if settings.get("classes"):
+            for name, parameter in gan.discriminator.named_parameters():
+                if ".v." in name:
+                    parameter.detach().zero_()
+                    parameter.requires_grad_(False)
+        iteration = iteration_of(gan)
+        for number, batch in enumerate(batches(settings, ITERATIONS)):
+            schedule = torch.tensor(schedule_at(gan.settings, number, total=ITERATIONS), dtype=torch.float64)
+            iteration(batch, Schedule(*schedule), Draws().seeded(number), labels)
+        return gan
+
+    plain, of_one = (
+        trained(BASE, None),
+        trained({**BASE, "classes": 1}, torch.zeros(BATCH * BASE["n_critic"], dtype=torch.long)),
+    )
+    z = torch.randn(6, BASE["latent_dim"], generator=rng.generator(3), dtype=torch.float64)
+    for network in ("generator", "generator_ema"):
+        one, other = getattr(plain, network), getattr(of_one, network)
+        assert not torch.allclose(one(z), build(BASE).generator(z), atol=1e-2)  # it has learned
+        torch.testing.assert_close(other(z), one(z), rtol=0, atol=1e-10)
+    images = batches(BASE, 1)[0]
+    labels = torch.zeros(len(images), dtype=torch.long)
+    torch.testing.assert_close(of_one.logits(images, labels), plain.logits(images), rtol=0, atol=1e-9)
 
 
 def test_replay_would_tell_of_a_number_that_is_baked_in() -> None:

@@ -12,8 +12,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from bngan.batchnorm.layers import batch_norm_layers
-from bngan.blocks import LinearMaxout, MinibatchStddev
+from bngan.batchnorm.layers import ConditionalBatchNorm, batch_norm_layers
+from bngan.blocks import DiscriminatorNetwork, GeneratorNetwork, LinearMaxout, MinibatchStddev, Projection
 from bngan.errors import UsageError
 from bngan.networks import (
     PACGAN,
@@ -27,7 +27,7 @@ from bngan.networks import (
     set_reference,
     split_size,
 )
-from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE
+from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer
 from bngan.settings import Settings
 
 SIZES = [28, 32, 48, 64, 96]
@@ -650,3 +650,102 @@ def test_the_reference_images_travel_in_the_state_dict(which: int) -> None:
     set_reference(target, images(64))
     assert not torch.allclose(target(x), source(x), rtol=0, atol=1e-5)
     assert "reference" not in discriminators()[which].state_dict()
+
+
+# By class -------------------------------------------------------------------------------------------------------------
+
+CLASSES = 3
+CONDITIONAL: dict[str, dict[str, Any]] = {
+    "mlp": {"network": "mlp", "hidden_dim": 8},
+    "mlp, reference": {"network": "mlp", "hidden_dim": 8, "g_norm": "reference"},
+    "mlp, spectral, minibatch stddev": {"network": "mlp", "hidden_dim": 8, "d_norm": "spectral", "minibatch_stddev": 3},
+    "mlp, virtual": {"network": "mlp", "hidden_dim": 8, "d_norm": "virtual"},
+    "conv": {"network": "conv", "hidden_dim": 4},
+    "conv, spectral": {"network": "conv", "hidden_dim": 4, "d_norm": "spectral"},
+    "points": {"network": "points", "hidden_dim": 8, "image_shape": (2, 1, 1), "g_depth": 2},
+}
+
+
+def conditional_pair(case: str, classes: int = CLASSES) -> tuple[GeneratorNetwork, DiscriminatorNetwork]:
+    """A pair in float64 in which each class has a gamma and a beta of its own, drawn at random."""
+    torch.manual_seed(0)
+    g, d = build_networks(Settings(**CONDITIONAL[case], latent_dim=5, classes=classes))
+    for module in g.modules():
+        if isinstance(module, ConditionalBatchNorm):
+            module.gamma.data.normal_()
+            module.beta.data.normal_()
+    if needs_reference(d):
+        set_reference(d, torch.rand(VIRTUAL_REFERENCE_SIZE, *d.input_shape))
+    return g.double(), d.double()
+
+
+def judged(case: str, rows: int = 9) -> Tensor:
+    shape = CONDITIONAL[case].get("image_shape", (1, 28, 28))
+    return torch.rand(rows, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CONDITIONAL)
+def test_generator_makes_of_a_latent_another_image_for_each_class(case: str) -> None:
+    g, _ = conditional_pair(case)
+    z = torch.randn(1, 5, dtype=torch.float64).expand(9, 5)
+    found = g.eval()(z, torch.arange(9) % CLASSES)
+    assert found.shape[0] == 9
+    torch.testing.assert_close(found[CLASSES:], found[:-CLASSES], rtol=0, atol=1e-12)
+    assert all((found[one] - found[other]).abs().max() > 1e-3 for one, other in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(g(z), found)  # which is what it makes without labels
+
+
+@pytest.mark.parametrize("case", CONDITIONAL)
+def test_discriminators_logit_is_what_it_says_of_all_images_and_a_product_with_its_class(case: str) -> None:
+    """psi(phi(x)) + <v_y, phi(x)>, written out."""
+    _, d = conditional_pair(case)
+    images, labels = judged(case), torch.randint(CLASSES, (9,))
+    seen: list[Tensor] = []
+    (projection,) = (module for module in d.modules() if isinstance(module, Projection))
+    psi, v = projection.psi, projection.v
+    assert isinstance(psi, Layer)
+    assert isinstance(v, Layer)
+    assert psi.bias is not None
+    if "spectral" in case:
+        # Each use in training is a step towards the largest singular value.
+        *_, matrix = (v.weight.detach().flatten(start_dim=1) for _ in range(50))
+        assert float(torch.linalg.matrix_norm(matrix, ord=2)) == pytest.approx(1, abs=1e-3)
+    d.eval()
+    with projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        found = d.logits(images, labels)
+    phi = seen[0][-9:].flatten(start_dim=1)  # behind the reference batch of a virtual norm
+    of_all, of_class = (layer.weight.flatten(start_dim=1) for layer in (psi, v))
+    expected = [phi[row] @ of_all[0] + psi.bias[0] + phi[row] @ of_class[labels[row]] for row in range(9)]
+    torch.testing.assert_close(found, torch.stack(expected).unsqueeze(dim=1), rtol=0, atol=1e-12)
+    assert (d.logits(images, (labels + 1) % CLASSES) - found).abs().min() > 1e-9
+    torch.testing.assert_close(d(images, labels), found.sigmoid())
+
+
+@pytest.mark.parametrize("case", ["mlp", "mlp, reference"])
+def test_mlp_pair_with_classes_begins_as_that_without(case: str) -> None:
+    """The weights that both have are drawn alike."""
+    plain, conditional = conditional_pair(case, classes=0), conditional_pair(case)
+    for one, other in zip(plain, conditional, strict=True):
+        own = {name.replace(".psi.", "."): value for name, value in other.state_dict().items()}
+        shared = {name: value for name, value in one.state_dict().items() if name in own}
+        assert len(shared) >= 2
+        for name, value in shared.items():
+            assert torch.equal(own[name], value), name
+
+
+def test_labels_that_do_not_belong_to_the_network_are_refused() -> None:
+    z, labels = torch.randn(4, 5, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    (g, d), (plain_g, plain_d) = conditional_pair("mlp"), conditional_pair("mlp", classes=0)
+    images = judged("mlp", rows=4)
+    for call in (
+        lambda: g(z, labels[:3]),
+        lambda: g(z, labels.unsqueeze(dim=1)),
+        lambda: d.logits(images),
+        lambda: d(images, labels[:3]),
+        lambda: plain_g(z, labels),
+        lambda: plain_d(images, labels),
+    ):
+        with pytest.raises(ValueError, match="classes takes labels"):
+            call()
+    with pytest.raises(IndexError):
+        g(z, labels + CLASSES)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bngan.batchnorm.layers import BatchNorm, GhostBatchNorm, batch_norm_layers
+from bngan.batchnorm.layers import BatchNorm, ConditionalBatchNorm, GhostBatchNorm, batch_norm_layers
 from bngan.errors import UsageError
-from bngan.norms import BATCH_COUPLED, CENTERING, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
+from bngan.norms import BATCH_COUPLED, CENTERING, CONDITIONAL, NORMS, VIRTUAL_REFERENCE_SIZE, Layer, NormSettings, find_norm
 
 CHANNELS = 12  # in 4 groups of 3
 ROWS, GROUPS = VIRTUAL_REFERENCE_SIZE + 6, 2
@@ -53,6 +53,32 @@ def test_a_norm_keeps_the_shape_and_stands_after_its_layer(name: str, kind: str)
     output = nn.Sequential(*modules)(x)
     assert output.shape == shape
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted(CONDITIONAL))
+def test_norm_with_classes_is_the_norm_without_until_their_gammas_part(name: str, kind: str) -> None:
+    layer, x, labels = layer_of(kind), inputs_of(kind), torch.arange(ROWS) % 3
+    (_, plain), (first, conditional) = (find_norm(name, NormSettings(classes=classes))(layer) for classes in (0, 3))
+    assert first is layer
+    assert isinstance(conditional, ConditionalBatchNorm)
+    assert conditional.gamma.shape == conditional.beta.shape == (3, CHANNELS)
+    assert [*dict(conditional.norm.named_parameters())] == []
+    torch.testing.assert_close(conditional(layer(x), labels), plain(layer(x)))
+    conditional.gamma.data[1] = 2.0
+    doubled = conditional(layer(x), labels)
+    torch.testing.assert_close(doubled[1::3], 2 * plain(layer(x))[1::3])
+    torch.testing.assert_close(doubled[0::3], plain(layer(x))[0::3])
+
+
+@pytest.mark.parametrize("name", sorted(NORMS.keys() - CONDITIONAL))
+def test_norm_that_cannot_tell_classes_apart_is_refused_with_them(name: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"norm '{name}' has no gamma and beta for each class.* 3 .*batch or reference"
+    ) as error:
+        find_norm(name, NormSettings(classes=3))
+    assert "\n" not in str(error.value)
+    find_norm(name)
 
 
 def test_instance_norm_refuses_a_linear_layer_and_says_what_to_use() -> None:
@@ -224,3 +250,15 @@ def test_ghost_norm_has_the_groups_it_is_asked_for() -> None:
         _, norm = find_norm("ghost", NormSettings(ghost_groups=groups))(nn.Linear(7, CHANNELS))
         assert isinstance(norm, GhostBatchNorm)
         assert norm.groups == groups
+
+
+@pytest.mark.parametrize(("channels", "trained"), [(8, False), (16, False), (32, True)])
+def test_bias_before_groups_of_one_channel_each_which_center_it_is_not_trained(channels: int, trained: bool) -> None:
+    convolution, norm = find_norm("group")(nn.Conv2d(3, channels, kernel_size=3))
+    x, before = torch.randn(4, 3, 8, 8), nn.Sequential(convolution, norm)
+    expected = before(x)
+    assert isinstance(convolution.bias, nn.Parameter)
+    assert convolution.bias.requires_grad == trained
+    with torch.no_grad():
+        convolution.bias += torch.linspace(-2, 2, channels)
+    assert torch.allclose(before(x), expected, rtol=0, atol=1e-4) != trained

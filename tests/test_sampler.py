@@ -176,3 +176,103 @@ def test_samples_are_normalized_with_as_many_as_training_normalized_together() -
             assert_close(found[:size], sampler.generate(gan.sample_latents(0, size, seed=2)))
         with gan.sampler(statistics="running") as sampler:
             assert sampler.block is None
+
+
+# By class -------------------------------------------------------------------------------------------------------------
+
+CLASSES = 3
+
+
+class Labelled(Batched):
+    """Adds to each latent its label, ten times, and the mean of the batch's labels; keeps the labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels: list[Tensor] = []
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert labels is not None
+        self.labels.append(labels)
+        return z * self.weight + 10 * labels.unsqueeze(dim=1) + labels.double().mean()
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> GAN:
+    gan = tiny(g_lr=0.05, ema_decay=0.9, classes=CLASSES)
+    loader = images()
+    loader.labels = torch.arange(len(loader.labels)) % CLASSES
+    trainer(tmp_path_factory.mktemp("conditional"), max_steps=20).fit(gan, loader)
+    gan.normalized_together.fill_(16)
+    return gan
+
+
+@pytest.mark.parametrize("block", [None, 8])
+def test_sample_i_is_of_class_i_mod_classes(block: int | None) -> None:
+    network = Labelled()
+    found = Sampler(network, (1, 2, 2), latent_dim=4, block=block, classes=CLASSES).samples(5, 21, seed=3)
+    numbers = torch.arange(5, 21) if block is None else torch.arange(0, 24)
+    assert torch.equal(torch.cat(network.labels), numbers % CLASSES)
+    labels = torch.arange(5, 21) % CLASSES
+    z = rng.sample_latents(5, 21, 4, seed=3)
+    own = (found.flatten(start_dim=1) - z).mean(dim=1) - 10 * labels  # what its batch adds
+    assert own.min() > 0.5
+    assert own.max() < 1.5
+
+
+@pytest.mark.parametrize("block", [None, 8])
+def test_all_samples_are_of_the_class_that_is_asked_for(block: int | None) -> None:
+    network = Labelled()
+    sampler = Sampler(network, (1, 2, 2), latent_dim=4, block=block, classes=CLASSES)
+    found, z = sampler.samples(5, 21, seed=3, label=2), rng.sample_latents(5, 21, 4, seed=3)
+    added = (found.detach().flatten(start_dim=1) - z).mean(dim=1)
+    if block is None:
+        assert_close(
+            added, torch.full((16,), 22.0, dtype=torch.float64)
+        )  # all its mates are of class 2, which is nothing to it
+    else:
+        assert len(network.labels) == 3 * CLASSES
+        assert {round(float(mean), 9) for mean in added - 20} <= {round((sum(range(3)) * 2 + k) / 8, 9) for k in range(4)}
+    assert_close(sampler.samples(9, 12, seed=3, label=2), found[4:7])
+
+
+def test_walk_stays_in_one_class() -> None:
+    for block in (None, 8):
+        for label, expected in ((None, 13 % CLASSES), (0, 0)):
+            network = Labelled()
+            sampler = Sampler(network, (1, 2, 2), latent_dim=4, block=block, classes=CLASSES)
+            sampler.walk(13, 22, steps=5, seed=3, label=label)
+            if block is None:
+                assert torch.equal(network.labels[0], torch.full((5,), expected))
+            else:
+                mates = torch.arange(8, 16) % CLASSES
+                mates[5] = expected
+                assert all(torch.equal(labels, mates) for labels in network.labels)
+
+
+@pytest.mark.parametrize("statistics", EVAL_STATISTICS)
+def test_samples_of_a_class_are_among_those_of_all_classes(conditional: GAN, statistics: EvalStatistics) -> None:
+    with conditional.sampler(statistics=statistics) as sampler:
+        mixed = sampler.samples(0, 24)
+        for label in range(CLASSES):
+            found = sampler.samples(0, 24, label=label)
+            assert_close(found[label::CLASSES], mixed[label::CLASSES])
+            assert apart(found[(label + 1) % CLASSES :: CLASSES], mixed[(label + 1) % CLASSES :: CLASSES])
+            assert_close(sampler.samples(5, 9, label=label), found[5:9])
+
+
+def test_sampler_generates_what_the_gan_does(conditional: GAN) -> None:
+    z, labels = conditional.sample_latents(0, 6), torch.tensor([2, 2, 0, 1, 1, 0])
+    with conditional.sampler("raw", "running") as sampler:
+        assert_close(sampler.generate(z, labels), conditional.generate(z, labels))
+        assert_close(sampler.generate(z), conditional.generate(z, torch.arange(6) % CLASSES))
+        assert apart(sampler.generate(z), sampler.generate(z, labels))
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "answer"), [(0, 3, r"class 3.*without --model.classes"), (10, 10, "0 to 9"), (10, -1, "0 to 9")]
+)
+def test_class_that_there_is_not_is_refused(classes: int, label: int, answer: str) -> None:
+    sampler = Sampler(Batched(), (1, 2, 2), latent_dim=4, classes=classes)
+    for draw in (lambda: sampler.samples(0, 2, label=label), lambda: sampler.walk(0, 1, 2, label=label)):
+        with pytest.raises(UsageError, match=answer):
+            draw()

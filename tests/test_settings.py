@@ -39,6 +39,8 @@ def sound() -> dict[str, Any]:
         ({"minibatch_stddev": -4}, "minibatch_stddev must be 0 or at least 2, got -4"),
         ({"d_norm": "virtual", "pack": 2}, "d_norm virtual cannot be combined with pack or minibatch_stddev"),
         ({"d_norm": "virtual", "minibatch_stddev": 4}, "d_norm virtual cannot be combined with pack or minibatch_stddev"),
+        ({"classes": -1}, "classes must be at least 0, got -1"),
+        ({"classes": 10, "pack": 2}, "classes 10 cannot be combined with pack 2: D judges a pack by one logit"),
         ({"initialization": "xavier"}, "unknown initialization 'xavier'; choose from default, he"),
         ({"ghost_groups": 0}, "ghost_groups must be at least 1"),
         ({"latent_dim": 0}, "latent_dim must be at least 1"),

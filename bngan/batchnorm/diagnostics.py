@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bngan import rng
-from bngan.batching import Batching, Logits, discriminate
+from bngan.batching import Batching, Logits, discriminate, of_classes
 from bngan.batchnorm.statistics import BatchStatistics
 
 
@@ -57,17 +57,19 @@ def shift_blindness(
 
 @torch.no_grad()
 def batch_dependence(
-    logits: Logits,
+    logits: Callable[..., Tensor],
     real_images: Tensor,
-    draw_fakes: Callable[[int], Tensor],
+    draw_fakes: Callable[..., Tensor],
     batching: Batching,
     batch_size: int,
     rounds: int = 8,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Return how much a discriminator's logit of an image in training mode depends on the others in its batch.
 
     Each real image (N, C, H, W) is scored `rounds` times, each time with all others redrawn: batch_size - 1 real images and,
-    in joint batches, the fakes draw_fakes(b) of batch b. By one-way analysis of variance the result is
+    in joint batches, the fakes draw_fakes(b) of batch b; where images are of classes labels int64 (N,), the fakes
+    draw_fakes(b, own) of the classes of the real ones in their places. By one-way analysis of variance the result is
     sqrt(within / (within + between)), where `within` is the variance of an image's logit and `between` that of the images' own
     part of it: 0 if the company does not matter, 1 if it is all that matters. It falls like 1 / sqrt(batch_size).
 
@@ -83,10 +85,11 @@ def batch_dependence(
     order = torch.randperm(rounds * len(real_images), generator=rng.generator(rng.Stream.PROBE)) % len(real_images)
 
     def score(batch: int, chosen: Tensor) -> Tensor:
-        real = real_images[chosen]
+        real, own = real_images[chosen], None if labels is None else labels[chosen]
         if batching == "separate":  # where fakes are no company
-            return logits(real)
-        return discriminate(logits, real, draw_fakes(batch), batching)[0]
+            return of_classes(logits, own)(real)
+        fakes = draw_fakes(batch) if own is None else draw_fakes(batch, own)
+        return discriminate(of_classes(logits, own), real, fakes, batching)[0]
 
     scores = torch.cat([score(batch, chosen) for batch, chosen in enumerate(order.split(batch_size))])
     of_images = scores[order.argsort()].view(len(real_images), rounds)

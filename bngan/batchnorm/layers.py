@@ -43,6 +43,7 @@ class ReferenceBatchNorm(nn.Module):
         num_features: number of channels C.
         eps: added to the variance before the square root.
         momentum: weight of the new batch in the running statistics; None averages all batches equally.
+        affine: whether it has gamma and beta; without them the result is z_hat.
         synchronized: whether a batch is what all ranks have of it.
     """
 
@@ -51,16 +52,27 @@ class ReferenceBatchNorm(nn.Module):
     num_batches_tracked: Tensor
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *, synchronized: bool = False
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        synchronized: bool = False,
     ) -> None:
         super().__init__()
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
+        self.affine = affine
         self.synchronized = synchronized
         self.track_running_stats = True
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
+        if affine:
+            self.weight = nn.Parameter(torch.ones(num_features))
+            self.bias = nn.Parameter(torch.zeros(num_features))
+        else:
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
@@ -79,6 +91,8 @@ class ReferenceBatchNorm(nn.Module):
             z_hat = self.normalize_by_batch(at_least_float32(z))
         else:
             z_hat = normalize(at_least_float32(z), self.running_mean, self.running_var, self.eps)
+        if not self.affine:
+            return z_hat.to(z.dtype)
         return (_per_channel(self.weight, z) * z_hat + _per_channel(self.bias, z)).to(z.dtype)
 
     def normalize_by_batch(self, z: Tensor) -> Tensor:
@@ -109,7 +123,8 @@ class ReferenceBatchNorm(nn.Module):
         self.running_var.add_(momentum * ((var * (count / (count - 1))).to(self.running_var.dtype) - self.running_var))
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, synchronized={self.synchronized}"
+        numbers = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+        return f"{numbers}, affine={self.affine}, synchronized={self.synchronized}"
 
 
 class GhostBatchNorm(ReferenceBatchNorm):
@@ -233,6 +248,32 @@ TorchBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatch
 BatchNorm = TorchBatchNorm | ReferenceBatchNorm
 
 
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm with a gamma and a beta for each class (de Vries et al. 2017): y = gamma_c z_hat + beta_c for class c.
+
+    Only these are a class's own: the statistics are those of the whole batch, whatever classes are in it.
+
+    Args:
+        norm: makes z_hat, so it has no gamma and beta itself.
+        classes: number of classes K.
+    """
+
+    def __init__(self, norm: BatchNorm, classes: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.gamma = nn.Parameter(torch.ones(classes, norm.num_features))
+        self.beta = nn.Parameter(torch.zeros(classes, norm.num_features))
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Normalize z (N, C, ...), whose rows are of the classes labels int64 (N,), 0 to K - 1; the result is of z's dtype."""
+        shape = (*z.shape[:2], *[1] * (z.ndim - 2))
+        gamma, beta = self.gamma[labels].reshape(shape), self.beta[labels].reshape(shape)
+        return (gamma * self.norm(z) + beta).to(z.dtype)
+
+    def extra_repr(self) -> str:
+        return f"classes={len(self.gamma)}"
+
+
 def batch_norm_layers(module: nn.Module) -> Iterator[tuple[str, BatchNorm]]:
     """Yield the dotted name and the layer of each batch norm in the module that keeps running statistics."""
     for name, layer in module.named_modules():
@@ -298,7 +339,9 @@ def at_least_float32(z: Tensor) -> Tensor:
 
 
 def _synchronized(layer: TorchBatchNorm) -> ReferenceBatchNorm:
-    twin = ReferenceBatchNorm(layer.num_features, eps=layer.eps, momentum=layer.momentum, synchronized=True)
+    twin = ReferenceBatchNorm(
+        layer.num_features, eps=layer.eps, momentum=layer.momentum, affine=layer.affine, synchronized=True
+    )
     twin.weight, twin.bias = layer.weight, layer.bias
     twin.running_mean, twin.running_var = running_statistics(layer)
     assert layer.num_batches_tracked is not None

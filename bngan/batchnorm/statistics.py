@@ -133,12 +133,12 @@ class AlsoRunning:
         self._layers = [layer for _, layer in batch_norm_layers(network)]
         self.statistics = [buffer.clone() for layer in self._layers for buffer in running_statistics(layer)]
 
-    def following(self, call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def following(self, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return a call of the network in training mode that moves these statistics, too."""
 
-        def call_and_follow(batch: Tensor) -> Tensor:
+        def call_and_follow(*batches: Tensor) -> Tensor:
             before = [[buffer.clone() for buffer in running_statistics(layer)] for layer in self._layers]
-            output = call(batch)
+            output = call(*batches)
             self._follow(before)
             return output
 

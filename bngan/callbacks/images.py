@@ -9,6 +9,7 @@ from bngan.data import ImageDataModule
 from bngan.errors import check_at_least
 from bngan.gan import GAN
 from bngan.images import grid, save_png, to_minus1_1
+from bngan.sampler import Sampler
 from bngan.trainer import run_folder
 
 WALKS = 4  # rows of the picture of walks
@@ -17,12 +18,14 @@ WALKS = 4  # rows of the picture of walks
 class SampleImages(Callback):
     """Shows samples of the same latents as training goes on, walks between latents, and held-out real images once.
 
+    Where G is asked for classes, each of these has a row of samples, and a latent a column; a walk stays in one class.
+
     Everything is drawn as samples will be after training: by the EMA of G's weights, if one is kept, and normalized by the
     run's eval_statistics. The pictures go to TensorBoard and to `samples/` in the run's folder.
 
     Args:
         every_n_iterations: iterations between pictures; the untrained and the final G are always shown.
-        num_samples: images in the grid.
+        num_samples: images in the grid; with classes as many of each, and at least 1.
         walk_steps: images in each row of the walks.
         seed: seed of the latents.
 
@@ -70,14 +73,22 @@ class SampleImages(Callback):
         iteration = self._drawn_at = trainer.global_step
         ends = range(self.num_samples, self.num_samples + 2 * WALKS)  # samples that the grid does not show
         with gan.sampler() as sampler:
-            samples = sampler.samples(0, self.num_samples, self.seed)
+            samples, columns = self._draw_samples(sampler)
             walks = [
                 sampler.walk(start, end, self.walk_steps, self.seed) for start, end in zip(ends[0::2], ends[1::2], strict=True)
             ]
-        self._show(trainer, "samples/fixed_z", f"iteration-{iteration:06d}", samples, iteration)
+        self._show(trainer, "samples/fixed_z", f"iteration-{iteration:06d}", samples, iteration, columns)
         self._show(
             trainer, "samples/interpolation", f"interpolation-{iteration:06d}", torch.cat(walks), iteration, self.walk_steps
         )
+
+    def _draw_samples(self, sampler: Sampler) -> tuple[Tensor, int | None]:
+        """Return the samples (N, C, H, W) of the grid, and in how many columns it has them; None is as many as rows."""
+        if not sampler.classes:
+            return sampler.samples(0, self.num_samples, self.seed), None
+        columns = max(1, self.num_samples // sampler.classes)
+        rows = [sampler.samples(0, columns, self.seed, label) for label in range(sampler.classes)]
+        return torch.cat(rows), columns
 
     def _show(self, trainer: Trainer, tag: str, name: str, images: Tensor, iteration: int, columns: int | None = None) -> None:
         """Show images (N, C, H, W) in [-1, 1] as one picture."""

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, tee
 from statistics import mean, stdev
 from typing import Any
 
@@ -53,7 +53,9 @@ class MeasureSamples(Callback):
     images get, and three positive controls: dropped/<metric> of training images without the first class, blurred/<metric> of
     blurred ones, and repeated/<metric> of a few of them again and again. `validate` also compares the statistics that G can be
     sampled with, `test` draws five further sets of latents. All sets have the same number of images: num_samples, or as many as
-    there are real ones, which a line tells. Samples are rounded to the 256 levels of a picture.
+    there are real ones, which a line tells. Samples are rounded to the 256 levels of a picture. Where G is asked for the digits
+    that the digit net knows, val/class_precision is the share of samples that it takes for what they were asked to be, and
+    val/class_precision/7 that of the sevens; real images, which nobody asked for, have none.
 
     Args:
         num_samples: samples to draw; 0 measures nothing.
@@ -116,8 +118,14 @@ class MeasureSamples(Callback):
             return
         with torch.random.fork_rng(devices=[]):  # building a network draws numbers, which must not change training
             net = self._load_net(trainer, data)
-        self._metric = SampleMetrics(net, data.image_shape, trainer.strategy.root_device, self.mode_threshold)
+        asked = gan.settings.classes if gan.settings.classes == net.num_classes else 0
+        self._metric = SampleMetrics(net, data.image_shape, trainer.strategy.root_device, self.mode_threshold, asked)
         self._count = self._choose_count(comparable, 2 * self._metric.num_features)
+        if self._count < asked:
+            raise UsageError(
+                f"each of {asked} classes is measured by a sample at least, and there would be {self._count} in all: give more "
+                "pictures, raise --metrics.num_samples, or set it to 0"
+            )
 
     def _tell_too_few(self, comparable: int) -> None:
         """Say that there are too few real images, which is a mistake only where a feature net was asked for."""
@@ -235,11 +243,11 @@ class MeasureSamples(Callback):
         """Return the metrics of one set of samples; weights and statistics are as in GAN.sampler."""
         assert self._metric is not None
         with gan.sampler(weights, statistics) as sampler:
-            samples = (
-                to_minus1_1(to_uint8(sampler.samples(start, stop, seed)))
-                for start, stop in self._own_chunks(trainer, self._count)
-            )
-            return self._metric.measure(samples, distance_alone=distance_alone)
+            chunks, again = tee(self._own_chunks(trainer, self._count))
+            samples = (to_minus1_1(to_uint8(sampler.samples(start, stop, seed))) for start, stop in chunks)
+            classes = gan.settings.classes
+            labels = (torch.arange(start, stop) % classes for start, stop in again) if classes else None
+            return self._metric.measure(samples, labels, distance_alone=distance_alone)
 
     def _compare_statistics(self, trainer: Trainer, gan: GAN) -> dict[str, Values]:
         """Return the distance by G's weights and by the statistics that normalize its samples; nothing without batch norm."""
@@ -323,7 +331,10 @@ class MeasureSamples(Callback):
         columns = {"mean": means, "sd": deviations, **self._references}
         self._print(columns, f"{self._note()} from each of {TEST_SEEDS} seeds of latents")
         report = {
-            name: {**{title: values[name] for title, values in columns.items()}, "values": [run[name] for run in runs]}
+            name: {
+                **{title: values[name] for title, values in columns.items() if name in values},
+                "values": [run[name] for run in runs],
+            }
             for name in means
         }
         self._write("test.json", {"seeds": seeds, **report})
@@ -349,9 +360,11 @@ def _bn_gap(distances: dict[str, Values]) -> float:
 
 
 def _table(columns: dict[str, Values], note: str) -> str:
-    """Return a row for each metric and a column for each title."""
+    """Return a row for each metric and a column for each title; what real images cannot have is left empty."""
     widths = {title: max(9, len(title) + 2) for title in columns}
-    lines = [f"{'metric':<14}" + "".join(f"{title:>{widths[title]}}" for title in columns) + f"   ({note})"]
+    margin = max(14, *(len(name) + 1 for name in next(iter(columns.values()))))
+    lines = [f"{'metric':<{margin}}" + "".join(f"{title:>{widths[title]}}" for title in columns) + f"   ({note})"]
     for name in next(iter(columns.values())):
-        lines.append(f"{name:<14}" + "".join(f"{values[name]:>{widths[title]}.4f}" for title, values in columns.items()))
+        cells = {title: f"{values[name]:.4f}" if name in values else "" for title, values in columns.items()}
+        lines.append(f"{name:<{margin}}" + "".join(f"{cell:>{widths[title]}}" for title, cell in cells.items()))
     return "\n".join(lines)

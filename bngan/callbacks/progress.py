@@ -135,4 +135,6 @@ class RunProgress(ProgressBar):
             parts.append(f"coverage {values['val/coverage']:.2f} (floor {values['floor/coverage']:.2f})")
         if "val/modes_covered" in values:
             parts.append(f"modes {values['val/modes_covered']:.0f}")
+        if "val/class_precision" in values:
+            parts.append(f"class precision {values['val/class_precision']:.3f}")
         return parts

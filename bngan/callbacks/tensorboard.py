@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 from bngan.callbacks.monitor import QUALITY, measured
 from bngan.gan import GAN
 
-CHARTED = ("fid", "distance", "precision", "recall", "coverage", "class_kl")
+CHARTED = ("fid", "distance", "precision", "recall", "coverage", "class_kl", "class_precision")
 BESIDE = ("floor", "dropped", "blurred", "repeated")
 READINGS = {  # what a loss's readings of D are, by the name of the first
     "d_real_prob": "D's probability of real, for real and fake images",

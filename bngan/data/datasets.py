@@ -66,6 +66,7 @@ class Downloaded:
         download: gets it with torchvision, given the root and whether the training images are wanted.
         parts: beginnings of the names of the training and the held-out images' files.
         transposed: whether its images lie on their side, as EMNIST's do.
+        first_class: its smallest label, which becomes 0.
     """
 
     image_shape = (1, 28, 28)
@@ -78,9 +79,10 @@ class Downloaded:
         parts: tuple[str, str] = ("train", "t10k"),
         *,
         transposed: bool = False,
+        first_class: int = 0,
     ) -> None:
         self.title, self.folder, self.download = title, folder, download
-        self.parts, self.transposed = parts, transposed
+        self.parts, self.transposed, self.first_class = parts, transposed, first_class
 
     def prepare(self, root: Path) -> None:
         try:
@@ -99,7 +101,7 @@ class Downloaded:
         if self.transposed:
             for some in images.split(CHUNK):
                 some.copy_(some.mT.contiguous())
-        return Labelled(images, labels)
+        return Labelled(images, labels - self.first_class)
 
 
 def _pair(folder: Path, part: str) -> tuple[Path, Path]:
@@ -153,6 +155,7 @@ def _emnist(split: str) -> Downloaded:
         lambda root, train: datasets.EMNIST(root, split=split, train=train, download=True),
         (f"emnist-{split}-train", f"emnist-{split}-test"),
         transposed=True,
+        first_class=1 if split == "letters" else 0,
     )
 
 

@@ -108,6 +108,11 @@ class ImageDataModule(LightningDataModule):
         channels, height, width = DATASETS[self.data_name].image_shape
         return (channels, self.image_size or height, self.image_size or width)
 
+    @cached_property
+    def classes(self) -> int:
+        """Number of classes of the images, 1 where all are of one; a folder's pictures are looked at for it."""
+        return 1 + max(int(self.labels(train=train).max()) for train in (True, False))
+
     def prepare_data(self) -> None:
         """Put the data set's files under root, once per machine."""
         if self.folder is None:

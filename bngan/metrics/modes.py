@@ -1,4 +1,4 @@
-"""Which classes the samples cover."""
+"""Which classes the samples cover, and whether they are of those that were asked for."""
 
 import torch
 from torch import Tensor
@@ -53,3 +53,37 @@ class ClassHistogram(Metric):
             "class_kl": torch.tensor(len(fractions), dtype=torch.float64, device=fractions.device).log() - entropy,
             "confidence": self.certainty / total,
         }
+
+
+class ClassPrecision(Metric):
+    """Tells which share of the samples a classifier takes for what they were asked to be, in all and for each class.
+
+    Args:
+        num_classes: number of classes K.
+    """
+
+    full_state_update = False
+    right: Tensor
+    asked: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.names = ("class_precision", *(f"class_precision/{label}" for label in range(num_classes)))
+        for name in ("right", "asked"):
+            self.add_state(name, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count samples with these class logits (N, K), that were asked to be of the classes labels int64 (N,)."""
+        self.asked += labels.bincount(minlength=len(self.asked))
+        self.right += labels[logits.argmax(dim=1) == labels].bincount(minlength=len(self.right))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `class_precision`, of all samples, and `class_precision/c` of those of class c.
+
+        Raises:
+            ValueError: if no sample of a class was counted.
+        """
+        if not self.asked.all():
+            raise ValueError(f"ClassPrecision needs samples of each class, got {self.asked.tolist()}")
+        shares = [self.right.sum() / self.asked.sum(), *(self.right / self.asked)]
+        return dict(zip(self.names, shares, strict=True))

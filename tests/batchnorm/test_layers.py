@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bngan.batching import discriminate
 from bngan.batchnorm.layers import (
     BatchNorm,
+    ConditionalBatchNorm,
     CovariateShift,
     GhostBatchNorm,
     ReferenceBatchNorm,
@@ -560,3 +561,102 @@ def test_covariate_shift_is_off_in_evaluation_whichever_statistics_normalize() -
     for statistics in EVAL_STATISTICS:
         with evaluation_statistics(net, statistics, batches=[z]):
             assert torch.equal(net(z), net[0](z))
+
+
+# By class -------------------------------------------------------------------------------------------------------------
+
+CLASSES = 3
+
+
+def conditional(shape: tuple[int, ...], *, ours: bool = False, classes: int = CLASSES) -> ConditionalBatchNorm:
+    """A conditional layer whose gammas and betas are drawn at random."""
+    theirs = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    layer = ConditionalBatchNorm((ReferenceBatchNorm if ours else theirs)(shape[1], affine=False), classes).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        layer.gamma.normal_(generator=generator)
+        layer.beta.normal_(generator=generator)
+    return layer
+
+
+def plain(layer: ConditionalBatchNorm, label: int) -> BatchNorm:
+    """Torch's batch norm with the gamma and the beta of one class."""
+    twin = torch_layer((2, CHANNELS) if isinstance(layer.norm, nn.BatchNorm1d) else (2, CHANNELS, 1, 1))
+    with torch.no_grad():
+        twin.weight.copy_(layer.gamma[label])
+        twin.bias.copy_(layer.beta[label])
+    return twin
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conditional_layer_is_batch_norm_with_each_rows_own_gamma_and_beta(shape: tuple[int, ...], ours: bool) -> None:
+    torch.manual_seed(0)
+    layer, twin, labels = conditional(shape, ours=ours), torch_layer(shape), torch.randint(CLASSES, shape[:1])
+    assert len(labels.unique()) == CLASSES
+    values = (layer.gamma, layer.beta)
+    (z, z_twin), weights = (batch.requires_grad_() for batch in batches(shape, 1) * 2), torch.randn(shape, dtype=torch.float64)
+    gamma, beta = (value[labels].view(*shape[:2], *[1] * (len(shape) - 2)) for value in values)
+    found, expected = layer(z, labels), gamma * twin(z_twin) + beta
+    assert_close(found, expected)
+    ours_and_theirs = (
+        torch.autograd.grad((result * weights).sum(), (given, *values)) for result, given in ((found, z), (expected, z_twin))
+    )
+    for one, other in zip(*ours_and_theirs, strict=True):
+        assert_close(one, other)
+    assert layer(z, (labels + 1) % CLASSES).sub(found).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_one_class_are_normalized_as_by_plain_batch_norm(shape: tuple[int, ...], training: bool) -> None:
+    torch.manual_seed(0)
+    first, *others = batches(shape, 3)
+    for label in range(CLASSES):
+        layer = conditional(shape)
+        twin, labels = plain(layer, label), torch.full(shape[:1], label)
+        for z in others:  # let the running statistics move
+            assert_close(layer(z, labels), twin(z))
+        layer.train(training)
+        twin.train(training)
+        assert_close(layer(first, labels), twin(first))
+        for name, buffer in running(twin).items():
+            assert_close(running(layer)[f"norm.{name}"], buffer)
+        assert layer(first, (labels + 1) % CLASSES).sub(twin(first)).abs().max() > 0.1
+
+
+def test_conditional_layer_begins_as_plain_batch_norm() -> None:
+    layer = ConditionalBatchNorm(nn.BatchNorm1d(CHANNELS, affine=False), CLASSES)
+    z = torch.randn(16, CHANNELS)
+    assert_equal(layer(z, torch.arange(16) % CLASSES), nn.BatchNorm1d(CHANNELS)(z))
+
+
+def test_statistics_are_of_the_whole_batch_whatever_its_classes() -> None:
+    layer, z = conditional((16, CHANNELS)), torch.randn(16, CHANNELS, dtype=torch.float64)
+    layer(z, torch.arange(16) % CLASSES)
+    ((name, norm),) = batch_norm_layers(layer)
+    assert name == "norm"
+    mean, var = batch_statistics(z)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert_close(norm.running_mean, 0.1 * mean)
+    assert_close(norm.running_var, 0.9 + 0.1 * var * 16 / 15)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_conditional_layer_is_synchronized_within(ours: bool) -> None:
+    layer, z = conditional((16, CHANNELS), ours=ours), torch.randn(16, CHANNELS, dtype=torch.float64)
+    labels = torch.arange(16) % CLASSES
+    expected = layer(z, labels)
+    synchronize(layer, torch.device("cpu"))
+    assert isinstance(layer.norm, ReferenceBatchNorm)
+    assert layer.norm.synchronized
+    assert_close(layer(z, labels), expected)
+
+
+def test_conditional_layer_gives_half_precision_back_in_half_precision() -> None:
+    layer = conditional((16, CHANNELS)).float()
+    z = torch.randn(16, CHANNELS, dtype=torch.bfloat16)
+    found = layer(z, torch.arange(16) % CLASSES)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), layer(z.float(), torch.arange(16) % CLASSES), rtol=0, atol=0.05)

@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from bngan import GAN
-from bngan.batching import BATCHINGS, Batching
-from bngan.batchnorm.layers import BatchNorm, running_statistics
+from bngan.batching import BATCHINGS, Batching, of_classes
+from bngan.batchnorm.diagnostics import shift_blindness
+from bngan.batchnorm.layers import BatchNorm, ConditionalBatchNorm, running_statistics
+from bngan.batchnorm.statistics import evaluation_statistics
 from bngan.callbacks import BatchNormStatistics
+from bngan.callbacks.batchnorm import CELL
 from bngan.cli import main
 from bngan.data import ImageDataModule
 from bngan.errors import UsageError
@@ -274,12 +277,18 @@ def test_d_is_looked_at_with_the_images_of_training(tmp_path: Path, monkeypatch:
     noises: list[float] = []
 
     def look(
-        logits: object, real_images: Tensor, draw_fakes: Callable[[int], Tensor], batching: Batching, batch_size: int
+        logits: object,
+        real_images: Tensor,
+        draw_fakes: Callable[[int], Tensor],
+        batching: Batching,
+        batch_size: int,
+        labels: Tensor | None,
     ) -> Tensor:
         noise = float(gan.discriminator.instance_noise)
         noises.append(noise)
         clean = to_minus1_1(data.subset(80, train=False).images)
         assert batch_size == 16
+        assert labels is None
         assert float((real_images - clean).std()) == pytest.approx(noise, rel=0.1)
         fakes = draw_fakes(0)
         assert not torch.isclose(fakes, draw_fakes(1)).any()
@@ -315,3 +324,47 @@ def test_run_plots_what_d_sees(events: EventAccumulator) -> None:
         assert values[probe] == values[f"{probe}/joint"]
         assert all(0 < value <= 1 for value in values[probe])
     assert min(values["bn/d_shift_blindness/separate"]) > 0.95 > max(values["bn/d_shift_blindness/joint"])
+
+
+# By class -------------------------------------------------------------------------------------------------------------
+
+
+def test_gamma_and_beta_of_each_class_are_logged(tmp_path: Path) -> None:
+    gan = tiny(classes=3)
+    first = gan.generator.net[1]
+    assert isinstance(first, ConditionalBatchNorm)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    loader = images()
+    loader.labels = torch.arange(len(loader.labels)) % 3
+    trainer(tmp_path, BatchNormStatistics(every_n_iterations=4), max_steps=4, logger=logger).fit(gan, loader)
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    for name, values in (("gamma", first.gamma.detach()), ("beta", first.beta.detach())):
+        tag = f"bn/generator.net.1/{name}"
+        for label in range(3):
+            (logged,) = events.Scalars(f"{tag}/class_{label}")
+            assert (logged.step, logged.value) == (4, pytest.approx(float(values[label].mean()), abs=1e-6))
+        (between,) = events.Scalars(f"{tag}/between_classes")
+        assert between.value == pytest.approx(float(values.std(dim=0, correction=0).mean()), abs=1e-6)
+        assert between.value > 0
+        (picture,) = events.Images(tag)
+        assert (picture.height, picture.width) == (3 * CELL[0], first.gamma.shape[1] * CELL[1])
+    assert "bn/generator.net.1.norm/running_mean/mean" in events.Tags()["scalars"]
+
+
+def test_d_is_probed_with_fakes_of_the_classes_of_real_images(mnist_root: Path, tmp_path: Path) -> None:
+    gan, batch = tiny(image_shape=(1, 28, 28), classes=10), 16
+    data = ImageDataModule(root=str(mnist_root), batch_size=batch)
+    run = trainer(
+        tmp_path, BatchNormStatistics(), max_steps=1, val_check_interval=1, check_val_every_n_epoch=None, limit_val_batches=1
+    )
+    run.fit(gan, datamodule=data)
+    real, labels = data.subset(512, train=False)
+    seen = to_minus1_1(real) + gan.draw_instance_noise(512, 0)
+    expected = []
+    with evaluation_statistics(gan, "batch"):
+        for number, (some, own) in enumerate(zip(seen.split(batch), labels.split(batch), strict=True)):
+            fakes = gan.generate(gan.sample_latents(number * batch, (number + 1) * batch), own)
+            noise = gan.draw_instance_noise(batch, 1, number)
+            expected.append(shift_blindness(of_classes(gan.logits, own), some, fakes, "joint", noise))
+    assert float(run.callback_metrics["bn/d_shift_blindness"]) == pytest.approx(float(torch.stack(expected).mean()), abs=1e-5)
+    assert 0 < float(run.callback_metrics["bn/d_batch_dependence"]) < 1

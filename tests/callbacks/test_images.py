@@ -138,3 +138,17 @@ def test_numbers_below_one_are_refused_by_name(setting: str) -> None:
     with pytest.raises(UsageError, match=rf"images\.{setting} must be at least 1, got 0"):
         SampleImages(**{setting: 0})
     SampleImages(**{setting: 1})
+
+
+def test_grid_has_a_row_for_each_class_and_a_column_for_each_latent(digits: ImageDataModule, tmp_path: Path) -> None:
+    gan = tiny(image_shape=(1, 28, 28), classes=10)
+    callback = SampleImages(num_samples=34, walk_steps=3)
+    trainer(tmp_path, callback, max_steps=1, limit_val_batches=0).fit(gan, datamodule=digits)
+    with gan.sampler() as sampler:
+        rows = [sampler.samples(0, 3, label=label) for label in range(10)]
+        walk = sampler.walk(34, 35, steps=3, label=34 % 10)
+    save_png(grid(torch.cat(rows), columns=3), tmp_path / "expected.png")
+    assert np.array_equal(drawn(tmp_path / "samples" / "iteration-000001.png"), drawn(tmp_path / "expected.png"))
+    save_png(grid(walk, columns=3), tmp_path / "walk.png")
+    expected = drawn(tmp_path / "walk.png")
+    assert np.array_equal(drawn(tmp_path / "samples" / "interpolation-000001.png")[: len(expected) - 2], expected[:-2])

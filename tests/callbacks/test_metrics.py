@@ -22,6 +22,8 @@ from bngan.callbacks.monitor import measured as measured_by
 from bngan.cli import main
 from bngan.data import ImageDataModule
 from bngan.errors import UsageError
+from bngan.images import to_minus1_1, to_uint8
+from bngan.metrics.digit_net import load_digit_net
 from bngan.sampler import Sampler
 from tests.conftest import only_run
 from tests.pictures import COLOUR, GREY, module_of, picture
@@ -552,3 +554,31 @@ def test_what_was_measured_last_is_kept_with_its_iteration(tmp_path: Path) -> No
     old.load_state_dict({"last": {"fid": 1.0, "modes": 10.0}, "seconds": 5.0})
     forgotten = {"last": {}, "iteration": 0, "seconds": 5.0, "feature": None}
     assert old.state_dict() == forgotten, "version 0.1 compared with other images"
+
+
+# By class -------------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_judged_by_the_digit_that_was_asked_for(
+    mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gan = tiny(image_shape=(1, 28, 28), classes=10)
+    data, callback = ImageDataModule(root=str(mnist_root), batch_size=16), MeasureSamples(num_samples=200, chunk=64)
+    run = trainer(tmp_path, callback, max_steps=2, val_check_interval=2, check_val_every_n_epoch=None, limit_val_batches=1)
+    run.fit(gan, datamodule=data)
+    report = json.loads((tmp_path / "quality.json").read_text())["value"]
+    net = load_digit_net()
+    with gan.sampler() as sampler:
+        images = to_minus1_1(to_uint8(sampler.samples(0, 200)))
+    right = (net.logits(net(images)).argmax(dim=1) == torch.arange(200) % 10).double()
+    assert report["class_precision"] == pytest.approx(float(right.mean()), abs=1e-6)
+    for label in range(10):
+        assert report[f"class_precision/{label}"] == pytest.approx(float(right[label::10].mean()), abs=1e-6)
+    assert float(run.callback_metrics["val/class_precision"]) == pytest.approx(report["class_precision"])
+    assert "val/class_precision" in callback.measured(run, gan)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("class_precision "))
+    assert row.split() == ["class_precision", f"{report['class_precision']:.4f}"]  # real images have none
+    run.test(gan, datamodule=data, verbose=False)
+    tested = json.loads((tmp_path / "test.json").read_text())["class_precision"]
+    assert set(tested) == {"mean", "sd", "values"}
+    assert len(tested["values"]) == 5

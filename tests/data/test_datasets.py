@@ -20,12 +20,12 @@ def write_idx(path: Path, content: Tensor) -> None:
     path.write_bytes(b"".join(number.to_bytes(4, "big") for number in header) + content.numpy().tobytes())
 
 
-def write_downloaded(raw: Path, count: int, prefixes: tuple[str, str] = ("train", "t10k")) -> Tensor:
-    """Put a small data set where torchvision would; return its training images (N, 28, 28)."""
+def write_downloaded(raw: Path, count: int, prefixes: tuple[str, str] = ("train", "t10k"), first_class: int = 0) -> Tensor:
+    """Put a small data set where torchvision would, an image a class; return its training images (N, 28, 28)."""
     images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8)
     for prefix, some in zip(prefixes, (images, images[:3]), strict=True):
         write_idx(raw / f"{prefix}-images-idx3-ubyte", some)
-        write_idx(raw / f"{prefix}-labels-idx1-ubyte", torch.arange(len(some), dtype=torch.uint8))
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", first_class + torch.arange(len(some), dtype=torch.uint8))
     return images
 
 
@@ -46,12 +46,12 @@ def test_files_are_read_as_torchvision_reads_them(mnist_root: Path) -> None:
 
 
 def test_downloaded_sets_are_read_from_where_torchvision_puts_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """They are not downloaded again; EMNIST's images, which lie on their side, are stood upright."""
+    """They are not downloaded again; EMNIST's images, which lie on their side, are stood upright, and letters count from 0."""
     monkeypatch.setattr("bngan.data.datasets.CHUNK", 2)
     lying = {}
     for split in ("letters", "balanced", "digits"):
         prefixes = (f"emnist-{split}-train", f"emnist-{split}-test")
-        lying[f"emnist_{split}"] = write_downloaded(tmp_path / "EMNIST" / "raw", 5, prefixes)
+        lying[f"emnist_{split}"] = write_downloaded(tmp_path / "EMNIST" / "raw", 5, prefixes, split == "letters")
     upright = {
         "kmnist": write_downloaded(tmp_path / "KMNIST" / "raw", 5),
         "fashion_mnist": write_downloaded(tmp_path / "FashionMNIST" / "raw", 5),

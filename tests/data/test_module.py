@@ -199,3 +199,11 @@ def test_batches_of_validation_are_bounded_by_their_size_in_memory(
         assert ("Batches of validation have 7 images" in capsys.readouterr().out) == (asked > 7)
     monkeypatch.setattr("bngan.data.module.MAX_EVAL_BYTES", 1)
     assert len(module_of(tmp_path).val_dataloader()) == 20
+
+
+def test_classes_are_those_of_training_and_held_out_images(mnist_root: Path, tmp_path: Path) -> None:
+    assert ImageDataModule(root=str(mnist_root)).classes == 10
+    for number, name in enumerate(("train/a/0", "train/a/1", "train/b/2", "test/a/3", "test/c/4")):
+        picture(tmp_path / "sorted" / f"{name}.png", level=number)
+    assert module_of(tmp_path / "sorted").classes == 3
+    assert module_of(pictures(tmp_path / "loose", 5)).classes == 1

@@ -67,6 +67,7 @@ def fit(
     pixels = torch.randint(
         256, (size * 8, *gan.settings.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
     )
+    labels = torch.randint(3, (len(pixels),), generator=torch.Generator().manual_seed(2))  # for GANs with classes
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -84,7 +85,7 @@ def fit(
 
     def loader() -> TensorLoader:
         batches = ShardedBatches(len(pixels), size, train=True, rank=distributed.rank(), ranks=distributed.world_size())
-        return TensorLoader(pixels, torch.zeros(len(pixels), dtype=torch.long), batches)
+        return TensorLoader(pixels, labels, batches)
 
     gan.train_dataloader = loader
     trainer.fit(gan)

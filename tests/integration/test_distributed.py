@@ -21,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ghost norm": {"g_norm": "ghost", "d_norm": "ghost", "ghost_groups": 4},
     "virtual norm": {"g_norm": "virtual", "d_norm": "virtual"},
     "spectral norm": {"g_norm": "spectral", "d_norm": "spectral"},
+    "classes": {"classes": 3, "n_critic": 2},
+    "classes, reference norm": {"classes": 3, "g_norm": "reference"},
     "copied buffers": {"ema_buffers": "copy"},
     "R1 and R2": {"d_norm": "layer", "r1": 0.1, "r2": 0.1},
     "gradient penalty": {"d_norm": "layer", "gradient_penalty": 1.0},

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bngan.metrics.modes import ClassHistogram
+from bngan.metrics.modes import ClassHistogram, ClassPrecision
 
 
 def logits_of(counts: list[int]) -> Tensor:
@@ -103,3 +103,21 @@ def test_logits_of_another_number_of_classes_are_refused() -> None:
             metric.update(wrong)
     with pytest.raises(ValueError, match="ClassHistogram needs at least 1 image, got 0"):
         ClassHistogram(4).compute()
+
+
+def test_class_precision_is_the_share_that_is_taken_for_what_was_asked() -> None:
+    metric = ClassPrecision(3)
+    asked = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 2])
+    seen = torch.tensor([0, 0, 0, 1, 1, 1, 0, 1, 2, 1])
+    for some_asked, some_seen in zip(asked.split(4), seen.split(4), strict=True):
+        metric.update(F.one_hot(some_seen, 3).float(), some_asked)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert [*found] == [*metric.names] == ["class_precision", *(f"class_precision/{label}" for label in range(3))]
+    assert [*found.values()] == pytest.approx([0.6, 0.75, 1.0, 0.25])
+
+
+def test_class_precision_needs_samples_of_each_class() -> None:
+    metric = ClassPrecision(3)
+    metric.update(F.one_hot(torch.tensor([0, 1]), 3).float(), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"samples of each class, got \[1, 1, 0\]"):
+        metric.compute()

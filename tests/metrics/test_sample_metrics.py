@@ -201,3 +201,33 @@ def test_real_digits_are_near_the_best_values(controls: dict[str, dict[str, floa
     assert abs(floor["kid"]) < 3 * floor["kid_se"] < 0.06
     assert 0 < floor["class_kl"] < 0.02
     assert min(floor[name] for name in ("precision", "recall", "density", "coverage", "confidence")) > 0.7
+
+
+class Threes(nn.Module):
+    """Features are the pixels; the class is the largest of the first three."""
+
+    num_classes = 3
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(start_dim=1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return features[:, :3]
+
+
+def test_samples_that_are_asked_for_by_class_are_measured_by_it_and_real_images_are_not() -> None:
+    real, fake = (features.float().clamp(-1, 1) for features in clouds(Sizes(80, 70, 6)))
+    asked = torch.arange(len(fake)) % 3
+    metrics = SampleMetrics(FeatureNet("threes", Threes()), (1, 1, 6), classes=3)
+    metrics.set_real(as_images(real))
+    for images, labels in ((fake, asked), (fake.flip(0), asked.flip(0))):  # counted anew each time
+        found = metrics.measure(as_images(images), labels.split(50))
+        for label in range(3):
+            expected = (images[labels == label, :3].argmax(dim=1) == label).double().mean()
+            assert found[f"class_precision/{label}"] == pytest.approx(float(expected))
+        assert found["class_precision"] == pytest.approx(float((images[:, :3].argmax(dim=1) == labels).double().mean()))
+    assert [*found] == metrics.names
+    assert metrics.measure(as_images(real)).keys() == found.keys() - {name for name in found if "precision/" in name} - {
+        "class_precision"
+    }
+    assert metrics.measure(as_images(fake), asked.split(50), distance_alone=True).keys() == {"fid"}
