@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bngan.data.module import ImageDataModule
     from bngan.gan import GAN
-    from bngan.hub import load
+    from bngan.hub import TrainedGenerator, load
     from bngan.networks import ConvDiscriminator, ConvGenerator, Discriminator, Generator
 
 __version__ = "0.2.0"
 
-__all__ = ["GAN", "ConvDiscriminator", "ConvGenerator", "Discriminator", "Generator", "ImageDataModule", "load"]
+__all__ = [
+    "GAN",
+    "ConvDiscriminator",
+    "ConvGenerator",
+    "Discriminator",
+    "Generator",
+    "ImageDataModule",
+    "TrainedGenerator",
+    "load",
+]
 
 _HOMES = {
     "GAN": "bngan.gan",
@@ -20,6 +29,7 @@ _HOMES = {
     "Discriminator": "bngan.networks",
     "ConvGenerator": "bngan.networks",
     "ConvDiscriminator": "bngan.networks",
+    "TrainedGenerator": "bngan.hub",
     "load": "bngan.hub",
 }
 

@@ -3,18 +3,16 @@
 What a command does not need is not imported: help is instant, and only training loads Lightning.
 """
 
-import argparse
 import errno
 import io
 import os
 import re
 import sys
 import traceback
-from pathlib import Path
-from typing import NoReturn
 
 from bngan import __version__
-from bngan.errors import NonFiniteLoss, UsageError, check_at_least
+from bngan.commands import COMMANDS, SOURCE, Parser
+from bngan.errors import NonFiniteLoss, UsageError
 from bngan.files import expand_home
 
 TRAINER_COMMANDS = {
@@ -22,11 +20,6 @@ TRAINER_COMMANDS = {
     "validate": "measure a checkpoint as training does, and the statistics that G can be sampled with",
     "test": "measure a checkpoint against the held-out images, which chose nothing",
     "predict": "write a checkpoint's samples as pictures",
-}
-OWN_COMMANDS = {
-    "sample": "draw images from a checkpoint, without any data set",
-    "doctor": "say what is wrong with a run, a checkpoint or a recipe, and what to do",
-    "study": "train many runs, and report what they say of a list of claims",
 }
 SHOW_TRACEBACK = "BNGAN_TRACEBACK"
 # What goes wrong on a machine, as torch tells it: the status, words of "Type: message", and what is answered.
@@ -59,7 +52,7 @@ MACHINE_ERRORS: tuple[tuple[int, str, str], ...] = (
 NO_ACCESS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENAMETOOLONG")
 NO_ROOM_FOR_PROCESSES = ("EMFILE", "ENFILE", "EAGAIN", "ENOMEM")
 CHECKPOINT = (
-    "a checkpoint, a run's folder (its best), or last, the newest run",
+    SOURCE,
     "go on from a checkpoint, from a run's folder (its newest), or from last, the newest run, of --name if that is given",
 )
 
@@ -129,12 +122,8 @@ def _dispatch(arguments: list[str]) -> None:
         print(_overview())
     elif command == "--version":
         print(f"bngan {__version__}")
-    elif command == "sample":
-        _sample(rest)
-    elif command == "doctor":
-        _doctor(rest)
-    elif command == "study":
-        _study(rest)
+    elif command in COMMANDS:
+        COMMANDS[command].run(Parser(command, COMMANDS[command].purpose), rest)
     elif command in TRAINER_COMMANDS and ("-h" in rest or "--help" in rest):
         print(_help(command))
     elif command in TRAINER_COMMANDS:
@@ -142,12 +131,13 @@ def _dispatch(arguments: list[str]) -> None:
     elif command.startswith("-"):
         raise UsageError(f"{command} must come after the command: bngan fit {command} ...; see bngan --help")
     else:
-        known = ", ".join([*TRAINER_COMMANDS, *OWN_COMMANDS])
+        known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
         raise UsageError(f"unknown command {command!r}; choose from {known}")
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  bngan {name:<9} {purpose}" for name, purpose in {**TRAINER_COMMANDS, **OWN_COMMANDS}.items())
+    purposes = {**TRAINER_COMMANDS, **{name: command.purpose for name, command in COMMANDS.items()}}
+    commands = "\n".join(f"  bngan {name:<11} {purpose}" for name, purpose in purposes.items())
     return f"""bngan: batch normalization in GANs
 
 {commands}
@@ -175,17 +165,6 @@ def _help(command: str) -> str:
     return "\n".join([*lines, DEFAULT_CONFIG.read_text()])
 
 
-class _Parser(argparse.ArgumentParser):
-    """The parser of a command's options, which leaves it to main to tell what is wrong."""
-
-    def __init__(self, command: str, *, add_help: bool = True) -> None:
-        purpose = {**TRAINER_COMMANDS, **OWN_COMMANDS}[command]
-        super().__init__(prog=f"bngan {command}", description=purpose, add_help=add_help, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
 def _run_lightning(command: str, arguments: list[str]) -> None:
     """Do what fit, validate, test or predict is asked for; what is about the run, and no setting, is taken out first."""
     from bngan.recipes import GROUPS, find_config, read_config
@@ -194,7 +173,7 @@ def _run_lightning(command: str, arguments: list[str]) -> None:
     check_environment()
     # A shell leaves it so, and in YAML ~ by itself is null.
     arguments = [f"{word[:-1]}{expand_home('~')}" if word.endswith("=~") else word for word in arguments]
-    parser = _Parser(command, add_help=False)
+    parser = Parser(command, TRAINER_COMMANDS[command], add_help=False)
     parser.add_argument("-c", "--config", action="append", nargs="?", default=[], dest="configs")
     parser.add_argument("--ckpt_path", nargs="+")
     parser.add_argument("--override", action="store_true")
@@ -223,84 +202,3 @@ def _run_lightning(command: str, arguments: list[str]) -> None:
     if options.ckpt_path is not None:
         options.ckpt_path = only_one(options.ckpt_path)
     run_command(command, options, settings)
-
-
-def _sampling(arguments: list[str]) -> argparse.Namespace:
-    """Return what is asked of `bngan sample`."""
-    parser = _Parser("sample")
-    parser.add_argument("checkpoint", nargs="+", help=CHECKPOINT[0])
-    parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
-    parser.add_argument(
-        "--output",
-        default="samples.png",
-        help=".png, .jpg or what else Pillow writes: a grid; .npy or .npz: uint8 N x C x H x W; without a suffix, or with / at "
-        "its end: a folder of pictures (default samples.png)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, gpu, cuda:1, ... (default cpu)")
-    parser.add_argument("--weights", choices=("raw", "ema"), help="G's weights or their moving average (default: ema, if kept)")
-    parser.add_argument(
-        "--statistics",
-        choices=("running", "batch", "precise"),
-        help="what normalizes the samples (default: as in the run)",
-    )
-    return parser.parse_args(arguments)
-
-
-def _sample(arguments: list[str]) -> None:
-    args = _sampling(arguments)
-    check_at_least(1, "--", num=args.num)
-    from bngan.hub import load
-    from bngan.images import check_grid, output_kind, write_images
-    from bngan.run import checkpoint_of, only_one
-
-    output = expand_home(args.output)
-    kind, checkpoint = output_kind(output), checkpoint_of(only_one(args.checkpoint))
-    generator = load(checkpoint, args.weights, args.statistics, args.device)
-    if kind == "grid":
-        check_grid(args.num, generator.gan.settings.image_shape)
-    images = generator.sample(args.num, args.seed, progress=True)
-    try:
-        write_images(images, Path(output), kind)
-    except OSError as error:
-        raise UsageError(f"cannot write to {output}: {error.strerror or error}; choose another --output") from error
-    print(f"{args.num} {'image' if args.num == 1 else 'images'} of {checkpoint} written to {output}")
-
-
-def _doctor(arguments: list[str]) -> None:
-    parser = _Parser("doctor")
-    parser.add_argument("path", nargs="+", help=f"{CHECKPOINT[0]}; or a recipe (.yaml)")
-    parser.add_argument("--root", help="folder of the data set, or of your own pictures (default: the one that the run used)")
-    args = parser.parse_args(arguments)
-    from bngan.doctor import diagnose
-    from bngan.run import only_one
-
-    root = None if args.root is None else Path(expand_home(args.root))
-    examined, findings = diagnose(Path(only_one(args.path)), root)
-    print(f"Examined {examined}.")
-    for number, finding in enumerate(findings, start=1):
-        print(f"\n{number}. {finding.name}\n   found:  {finding.evidence}\n   remedy: {finding.remedy}")
-    print(f"\n{len(findings)} finding{'' if len(findings) == 1 else 's'}." if findings else "\nNothing found.")
-
-
-def _study(arguments: list[str]) -> None:
-    parser = _Parser("study")
-    parser.add_argument("study", help="a file that describes a study (.yaml), or one that is shipped: smoke, claims_cpu, ...")
-    parser.add_argument("--output", help="folder for results and report; a study that was stopped there goes on")
-    parser.add_argument("--root", default="data", help="folder of the data sets' files (default data)")
-    parser.add_argument("--jobs", type=int, help="runs side by side, of one thread each (default: one on each core)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: many runs as one (default cpu)")
-    parser.add_argument(
-        "--launcher",
-        choices=("local", "slurm", "ray"),
-        default="local",
-        help="local: processes of this machine; slurm, ray: --jobs jobs of a cluster (default local)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run and how long it takes; write nothing")
-    args = parser.parse_args(arguments)
-    check_at_least(1, "--", jobs=args.jobs)
-    if args.output is None and not args.dry_run:
-        raise UsageError("study needs a folder for its results: add --output FOLDER, or --dry-run to see what it takes")
-    from bngan.study.command import run_command
-
-    run_command(args.study, args.output, args.root, args.jobs, args.device, args.launcher, dry_run=args.dry_run)

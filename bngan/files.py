@@ -2,13 +2,25 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from bngan.errors import UsageError
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its place, force it to the disk, and only then put it there, for good; its folder is made.
+    """Write a file that is there as a whole or not at all; see open_whole."""
+    with open_whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """Within the block write a file beside its place; force it to the disk, and only then put it there, for good.
+
+    Its folder is made.
 
     Raises:
         OSError: if there is no room or no right to; what was there before is then as it was.
@@ -17,7 +29,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

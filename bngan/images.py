@@ -1,23 +1,25 @@
 """From tensors to pictures and back: ranges, grids, files, walks between latents."""
 
 import math
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from bngan.distributed import print0
 from bngan.errors import NonFiniteLoss, UsageError
-from bngan.files import write_whole
+from bngan.files import open_whole, write_whole
 
 OutputKind = Literal["folder", "numbers", "grid"]
 MOST_PIXELS = 89_000_000  # of a picture; beyond, Pillow takes it for an attack, and other programs open none
 PADDING = 2
+GREY = -0.5  # of the border
 ROUNDING = 0.01
 ICONS = ("ICO", "ICNS")  # Pillow shrinks what it writes as one
 
@@ -63,7 +65,18 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
     images = images.detach().float().cpu()
     scale = _enlargement(images.shape[-1])
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    return make_grid(images, nrow=columns or round(len(images) ** 0.5), padding=PADDING, pad_value=-0.5)
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    if len(images) == 1:
+        return images[0]
+    count, channels, height, width = images.shape
+    across = min(columns or round(count**0.5), count)
+    rows = math.ceil(count / across)
+    tiles = torch.full((rows * across, channels, height + PADDING, width + PADDING), GREY)  # a border above and at the left
+    tiles[:count, :, PADDING:, PADDING:] = images
+    tiled = tiles.unflatten(0, (rows, across)).permute(2, 0, 3, 1, 4)  # (C, rows, H, columns, W)
+    tiled = tiled.reshape(channels, rows * (height + PADDING), across * (width + PADDING))
+    return nn.functional.pad(tiled, (0, PADDING, 0, PADDING), value=GREY)
 
 
 def check_grid(count: int, image_shape: tuple[int, int, int]) -> None:
@@ -86,7 +99,7 @@ def _enlargement(width: int) -> int:
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write an image (C, H, W) in [-1, 1] as a PNG."""
-    _picture(image).save(path)
+    to_picture(image).save(path)
 
 
 def output_kind(output: str) -> OutputKind:
@@ -104,30 +117,47 @@ def output_kind(output: str) -> OutputKind:
     return "grid"
 
 
-def write_images(images: Tensor, path: Path, kind: OutputKind) -> None:
-    """Write images (N, C, H, W) in [-1, 1]: one file is there as a whole or not at all.
+def write_images(parts: Iterable[Tensor], path: Path, kind: OutputKind, count: int, columns: int | None = None) -> None:
+    """Write images in [-1, 1]: one file is there as a whole or not at all, and only a grid has all of them in memory.
 
     Args:
-        images: what to write.
+        parts: what to write, in batches (n, C, H, W).
         path: where.
         kind: a folder of PNGs; numbers, uint8 (N, C, H, W) as .npy or .npz; or a grid, as any picture.
+        count: N, how many images all parts have.
+        columns: of a grid; unset, it is about square.
 
     Raises:
         OSError: if there is no room or no right to.
     """
     if kind == "folder":
-        path.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(images):
+        for number, image in enumerate(image for part in parts for image in part):
+            path.mkdir(parents=True, exist_ok=True)
             save_png(image, path / f"{number:06d}.png")
-        return
-    content = BytesIO()
-    if kind == "grid":  # the quality is for formats that lose some of it
-        _picture(grid(images)).save(content, format=_picture_format(path), quality=95)
-    elif path.suffix.lower() == ".npy":
-        np.save(content, to_uint8(images).numpy())
+    elif kind == "grid":
+        content = BytesIO()
+        picture = to_picture(grid(torch.cat([*parts]), columns))
+        picture.save(content, format=_picture_format(path), quality=95)  # which is for formats that lose some of it
+        write_whole(path, content.getbuffer())
     else:
-        np.savez_compressed(content, images=to_uint8(images).numpy())
-    write_whole(path, content.getbuffer())
+        with open_whole(path) as file:
+            if path.suffix.lower() == ".npy":
+                _write_numbers(parts, count, file)
+                return
+            with ZipFile(file, "w", ZIP_DEFLATED) as archive, archive.open("images.npy", "w", force_zip64=True) as member:
+                _write_numbers(parts, count, member)
+
+
+def _write_numbers(parts: Iterable[Tensor], count: int, file: IO[bytes]) -> None:
+    """Write `count` images in [-1, 1], in batches (n, C, H, W), as numpy's file of uint8 (N, C, H, W)."""
+    written = 0
+    for part in parts:
+        if not written:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *part.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+        written += len(part)
+        file.write(to_uint8(part).numpy().data)
+    assert written == count
 
 
 def _picture_format(path: Path) -> str:
@@ -145,7 +175,7 @@ def _picture_format(path: Path) -> str:
     return name
 
 
-def _picture(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
     """Return an image (C, H, W) in [-1, 1] as Pillow has it."""
     pixels = to_uint8(image).permute(1, 2, 0).numpy()  # (H, W, C)
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)

@@ -24,7 +24,7 @@ ORDER = """
 errors
 files rng
 distributed recipes
-images batching
+images batching animation pretrained
 batchnorm
 spectral
 norms losses ema
@@ -32,9 +32,11 @@ settings
 blocks schedules
 networks
 iteration
-cuda_graph sampler
+cuda_graph sampler truncation
+export
 gan
 data metrics
+explain
 rendezvous
 trainer
 checkpoint
@@ -44,6 +46,7 @@ lightning_cli
 hub outcome
 doctor
 study
+commands
 cli
 __main__
 """

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bngan.checkpoint import RENAMED
 from bngan.cli import main
+from bngan.commands import COMMANDS, Command, Parser
 from bngan.data import mnist
 
 FIT = ("fit", "--trainer.max_steps=2", "--metrics.num_samples=0")
@@ -195,7 +196,7 @@ CASES = {
     "last of no run": ((*FIT, "--ckpt_path=last"), no_files, ("runs/*", "a run's folder")),
     "name that is no folder name": ((*FIT, "--name=../up"), no_files, ("../up", "letters")),
     "config missing": ((*FIT, "--config=gone.yaml"), no_files, ("gone.yaml",)),
-    "recipe that is not shipped": ((*FIT, "--config", "resnet"), no_files, ("resnet", "best_mlp, dcgan, default")),
+    "recipe that is not shipped": ((*FIT, "--config", "resnet"), no_files, ("resnet", "best_mlp, conditional, dcgan, default")),
     "config without a name": (("fit", "--config"), no_files, ("--config", "YAML")),
     "config missing, joined to its flag": ((*FIT, "-cgone.yaml"), no_files, ("gone.yaml", "YAML")),
     "config not YAML": ((*FIT, "--config=a.yaml"), wrote("a.yaml", "model: [1"), ("a.yaml", "YAML", "line")),
@@ -359,10 +360,10 @@ def test_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_defect_of_the_program_shows_its_traceback_and_another_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: list[str]) -> None:
+    def broken(parser: Parser, arguments: list[str]) -> None:
         raise AssertionError("a defect")
 
-    monkeypatch.setattr("bngan.cli._sample", broken)
+    monkeypatch.setitem(COMMANDS, "sample", Command("", broken))
     assert main(["sample", "a.ckpt"]) == 1
     assert "Traceback" in capsys.readouterr().err
 

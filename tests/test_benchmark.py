@@ -219,7 +219,7 @@ def test_interrupt_leaves_no_process_behind(tmp_path: Path) -> None:
             time.sleep(0.1)
         assert len(found) > 1
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=15)
+        _, errors = process.communicate(timeout=60)
         left = list(filter(alive, found))
     finally:
         process.kill()

@@ -2,23 +2,21 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from bngan import __version__
-from bngan.cli import OWN_COMMANDS, TRAINER_COMMANDS, main
+from bngan.cli import TRAINER_COMMANDS, main
+from bngan.commands import COMMANDS, Command, Parser
 from bngan.errors import NonFiniteLoss, UsageError
 from tests.conftest import REPOSITORY
 
@@ -39,7 +37,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         assert main(arguments) == 0
         told = capsys.readouterr().out
         assert len(told.splitlines()) < 20
-        for command in (*TRAINER_COMMANDS, *OWN_COMMANDS):
+        for command in (*TRAINER_COMMANDS, *COMMANDS):
             assert f"bngan {command} " in told
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"bngan {__version__}\n"
@@ -49,7 +47,16 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 def test_help_tells_options_and_settings_and_the_rest_is_elsewhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     told = capsys.readouterr().out
-    for word in ("--config", "--ckpt_path", "--override", "--help.all", "best_mlp, dcgan", "batching: joint", "max_epochs: 20"):
+    for word in (
+        "--config",
+        "--ckpt_path",
+        "--override",
+        "--help.all",
+        "best_mlp",
+        "dcgan",
+        "batching: joint",
+        "max_epochs: 20",
+    ):
         assert word in told
     assert ("--run ID" in told) == (command == "fit")
     assert main([command, "--help.all"]) == 0
@@ -137,10 +144,10 @@ def test_what_went_wrong_has_a_status_and_a_line_or_a_traceback(
 ) -> None:
     error, expected, words = STATUSES[case]
 
-    def broken(_: list[str]) -> None:
+    def broken(parser: Parser, arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr("bngan.cli._sample", broken)
+    monkeypatch.setitem(COMMANDS, "sample", Command("", broken))
     assert main(["sample"]) == expected
     told = capsys.readouterr().err
     if words is None:
@@ -168,70 +175,15 @@ def test_what_went_wrong_has_a_status_and_a_line_or_a_traceback(
 def test_what_was_asked_to_stop_ends_without_a_word(
     error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(_: list[str]) -> None:
+    def stopped(parser: Parser, arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr("bngan.cli._doctor", stopped)
+    monkeypatch.setitem(COMMANDS, "doctor", Command("", stopped))
     assert main(["doctor"]) == status
     assert capsys.readouterr().err == ""
 
 
-# Sampling -----------------------------------------------------------------------------------------------------------------
-
-
-def test_samples_cannot_be_written_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("occupied").write_text("a file")
-    for output in ("occupied", "occupied/a.png", "occupied/a.npz"):
-        assert main(["sample", str(OLD), "--num=1", f"--output={output}"]) == 2
-        told = capsys.readouterr().err
-        assert "occupied" in told
-        assert "--output" in told
-        assert len(told.splitlines()) <= 2
-    assert main(["sample", str(OLD), "--num=1", "--output=new/folder/a.png"]) == 0
-    assert Path("new/folder/a.png").is_file()
-
-
-@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cuda:-1", "meta", "meta:x", "", "cpu:1", "hpu", "xla", "a\nb"])
-def test_devices_that_are_not_there_are_refused_before_anything_is_read(
-    device: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["sample", "gone.ckpt", f"--device={device}"]) == 2
-    told = capsys.readouterr().err
-    assert "as far as torch can tell; choose from cpu" in told
-    assert len(told.splitlines()) == 2
-
-
-@pytest.mark.parametrize("output", ["a.jpg", "B.PNG", "c.tiff", "d.webp", "e.Gif", "f.npy", "g.NPZ", "new.folder/", "v1/a.bmp"])
-def test_samples_are_written_as_the_path_says(output: str) -> None:
-    assert main(["sample", str(OLD), "--num=4", f"--output={output}"]) == 0
-    path = Path(output)
-    if output.endswith("/"):
-        assert [file.name for file in sorted(path.iterdir())] == [f"{number:06d}.png" for number in range(4)]
-    elif path.suffix.lower() in (".npy", ".npz"):
-        found = np.load(path)
-        numbers = found if path.suffix == ".npy" else found["images"]
-        assert (numbers.shape, numbers.dtype) == ((4, 1, 8, 8), np.uint8)
-    else:
-        with Image.open(path) as picture:
-            assert picture.format == {".jpg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
-            assert picture.size == (2 * 58 + 2, 2 * 58 + 2)
-
-
-@pytest.mark.parametrize("output", ["a.xyz", "v1.2", "a.ico", "a.npy.gz", "a.mp4", "", "~nobody9/a.png"])
-def test_what_cannot_be_written_is_refused_before_anything_is_read(output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "gone.ckpt", f"--output={output}"]) == 2
-    told = capsys.readouterr().err
-    assert "gone.ckpt" not in told
-    assert len(told.splitlines()) == 2
-    assert ("choose .png, .jpg" in told) == (output not in ("", "~nobody9/a.png"))
-    assert list(Path().iterdir()) == []
-
-
-def test_so_many_samples_that_no_program_shows_them_make_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", str(OLD), "--num=1000000000"]) == 2
-    assert (
-        "one picture has room for 26456 such images, not 1000000000; give --output a folder, or .npz" in capsys.readouterr().err
-    )
+# Paths and terminals ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [["sample"], ["doctor"], *([name, "--ckpt_path"] for name in TRAINER_COMMANDS)])
@@ -251,16 +203,6 @@ def test_one_checkpoint_is_taken_where_the_shell_gives_several(command: list[str
         assert len(told) == 2
 
 
-def test_a_run_is_sampled_by_its_best_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path("runs/any/one/checkpoints")
-    folder.mkdir(parents=True)
-    shutil.copy(OLD, folder / "last.ckpt")
-    for asked, checkpoint in (("last", "last.ckpt"), ("runs/any/one", "last.ckpt"), ("last", "best.ckpt")):
-        shutil.copy(OLD, folder / checkpoint)
-        assert main(["sample", asked, "--num=1"]) == 0
-        assert capsys.readouterr().out == f"1 image of {folder / checkpoint} written to samples.png\n"
-
-
 def test_terminal_that_is_closed_or_knows_ascii_alone_is_no_defect(tmp_path: Path) -> None:
     run = f"{sys.executable} -m bngan sample {OLD} --num 1 --output"
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
@@ -272,50 +214,3 @@ def test_terminal_that_is_closed_or_knows_ascii_alone_is_no_defect(tmp_path: Pat
     assert rb"written to b\xe4r.png" in done.stdout
     assert (tmp_path / "bär.png").is_file()
     assert (tmp_path / "closed.png").is_file()
-
-
-# Studies ------------------------------------------------------------------------------------------------------------------
-
-
-def test_help_of_study_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert len(told.splitlines()) <= 24
-    for word in (
-        "--output",
-        "--root",
-        "--jobs",
-        "--device {cpu,cuda}",
-        "--launcher {local,slurm,ray}",
-        "--dry-run",
-        "claims_cpu",
-    ):
-        assert word in told
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "study; see bngan study --help"),
-        (["smoke"], "add --output FOLDER, or --dry-run"),
-        (["smoke", "--output=a", "--jobs=0"], "--jobs must be at least 1, got 0"),
-        (["smoke", "--output=a", "--launcher=mail"], "'mail' (choose from"),
-        (["smoke", "--output=$HOME/a"], "names a variable of the shell"),
-        (["smokes", "--dry-run"], "smokes: there is no such file; name a YAML file, or a study that is shipped: claims_cpu"),
-        (["smoke", "--output=a", "--device=cuda", "--launcher=ray"], "leave out --launcher"),
-    ],
-)
-def test_what_study_is_asked_wrongly_is_told_before_anything_is_run(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["study", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert len(told.splitlines()) <= 2
-    assert not list(Path.cwd().iterdir())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_study_on_a_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "smoke", "--output=a", "--device=cuda"]) == 2
-    assert "there is no GPU here that torch can use" in capsys.readouterr().err

@@ -1,5 +1,11 @@
 """A trained generator is loaded in one line and sampled in another, and gives what `bngan sample` gives."""
 
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import bngan
+from bngan.batchnorm.statistics import EVAL_STATISTICS
 from bngan.cli import main
 from bngan.errors import UsageError
 from bngan.gan import GAN
-from bngan.hub import TrainedGenerator, find_device
+from bngan.hub import find_device, load_networks
 from bngan.images import to_uint8
+from bngan.rng import sample_latents
 from tests.test_gan import tiny
 
 
@@ -48,7 +56,7 @@ def test_samples_are_images_of_a_generator_in_evaluation(checkpoint: Path) -> No
     assert (images.shape, images.dtype, images.device.type) == ((64, 1, 4, 4), torch.float32, "cpu")
     assert -1 <= images.min() < 0 < images.max() <= 1
     assert not images.requires_grad
-    assert not any(part.training for part in generator.gan.modules())
+    assert not any(part.training for part in generator.sampler.network.modules())
     assert not torch.equal(images, generator.sample(64, seed=1))
 
 
@@ -90,10 +98,10 @@ def test_sample_is_the_same_however_many_are_drawn(statistics: Any, checkpoint: 
     assert not torch.allclose(images[:128], images[128:256], atol=1e-3)
 
 
-def test_chunks_are_small_where_images_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = TrainedGenerator(tiny())
+def test_chunks_are_small_where_images_are_large(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = bngan.load(checkpoint)
     seen: list[int] = []
-    generator.gan.generator_ema.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))  # pyright: ignore
+    generator.sampler.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     generator.sample(1001)
     monkeypatch.setattr("bngan.hub.CHUNK_VALUES", 16 * 300)
     generator.sample(700)
@@ -104,25 +112,153 @@ def test_chunks_are_small_where_images_are_large(monkeypatch: pytest.MonkeyPatch
 
 def test_latents_of_ones_own_become_images(checkpoint: Path) -> None:
     generator = bngan.load(checkpoint)
-    z = generator.gan.sample_latents(0, 4, seed=3)
+    z = sample_latents(0, 4, generator.settings.latent_dim, seed=3)
     torch.testing.assert_close(generator.generate(z), generator.sample(4, seed=3))
 
 
 def test_sampling_changes_nothing(checkpoint: Path) -> None:
-    generator = bngan.load(checkpoint, statistics="precise")
-    before = {name: value.clone() for name, value in generator.gan.state_dict().items()}
+    generator = bngan.load(checkpoint, statistics="batch")
+    before = {name: value.clone() for name, value in generator.sampler.network.state_dict().items()}
     first = generator.sample(3)
     assert torch.is_grad_enabled()
-    assert all(torch.equal(value, before[name]) for name, value in generator.gan.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in generator.sampler.network.state_dict().items())
     assert torch.equal(generator.sample(3), first)
 
 
 def test_lightnings_way_to_load_gives_a_gan_in_training(checkpoint: Path) -> None:
     """The reason why there is another."""
-    gan = GAN(**dict(bngan.load(checkpoint).gan.hparams))
+    gan = GAN(**asdict(bngan.load(checkpoint).settings))
     assert gan.training
     z = gan.sample_latents(0, 8)
     assert not torch.allclose(gan.generate(z)[:2], gan.generate(z[:2]), atol=1e-3)
+
+
+# Classes and truncation -----------------------------------------------------------------------------------------------
+
+
+def test_samples_of_one_class_are_asked_for_by_its_number(tmp_path: Path) -> None:
+    generator = bngan.load(save(spoilt(tiny(classes=3)), tmp_path / "a.ckpt"))
+    gamma = next(value for name, value in generator.sampler.network.named_parameters() if name.endswith("gamma"))
+    gamma.data.normal_(generator=torch.Generator().manual_seed(0))
+    usual, twos = generator.sample(6), generator.sample(6, label=2)
+    torch.testing.assert_close(usual[2::3], twos[2::3])
+    assert not torch.allclose(usual[0], twos[0], atol=1e-3)
+    with pytest.raises(UsageError, match="no class 3; this generator's are 0 to 2"):
+        generator.sample(1, label=3)
+
+
+def test_class_of_an_unconditional_generator_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="class 7 cannot be asked of this generator"):
+        bngan.load(checkpoint).sample(1, label=7)
+
+
+def test_truncation_makes_samples_alike(checkpoint: Path) -> None:
+    generator = bngan.load(checkpoint)
+    spread = [generator.sample(200, truncation=threshold).std(dim=0).mean() for threshold in (None, 1.0, 0.1)]
+    assert spread[0] > spread[1] > spread[2]
+    torch.testing.assert_close(generator.sample(3, truncation=0.5), generator.sample(200, truncation=0.5)[:3])
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(UsageError, match="truncation must be above 0"):
+            generator.sample(1, truncation=wrong)
+
+
+# Exported files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("statistics", ["running", "precise"])
+def test_exported_file_gives_the_samples_of_its_checkpoint(weights: Any, statistics: Any, checkpoint: Path) -> None:
+    generator = bngan.load(checkpoint, weights, statistics)
+    for fold in (False, True):
+        assert generator.export("out/g.safetensors", fold=fold) < 1e-5
+        loaded = bngan.load("out/g.safetensors")
+        torch.testing.assert_close(loaded.sample(20, seed=3), generator.sample(20, seed=3), rtol=0, atol=1e-5)
+        assert (loaded.about.weights, loaded.about.statistics, loaded.about.folded) == (weights, statistics, fold)
+        assert loaded.about.sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+def test_unfolded_file_is_sampled_by_all_statistics_and_others_by_their_own(checkpoint: Path) -> None:
+    bngan.load(checkpoint).export("out/g.safetensors")
+    for statistics in EVAL_STATISTICS:
+        expected = bngan.load(checkpoint, statistics=statistics).sample(5)
+        torch.testing.assert_close(
+            bngan.load("out/g.safetensors", statistics=statistics).sample(5), expected, atol=1e-4, rtol=0
+        )
+    bngan.load("out/g.safetensors", statistics="precise").export("out/precise.safetensors")
+    assert bngan.load("out/precise.safetensors").about.statistics == "precise"
+    expected = bngan.load(checkpoint, statistics="precise").sample(5)
+    torch.testing.assert_close(bngan.load("out/precise.safetensors").sample(5), expected, atol=1e-4, rtol=0)
+    with pytest.raises(UsageError, match="has the weights ema alone"):
+        bngan.load("out/g.safetensors", weights="raw")
+    bngan.load("out/g.safetensors").export("out/folded.safetensors", fold=True)
+    assert len(bngan.load("out/folded.safetensors", statistics="running").sample(2)) == 2
+    with pytest.raises(UsageError, match="has running statistics alone, as exported"):
+        bngan.load("out/folded.safetensors", statistics="precise")
+    with pytest.raises(UsageError, match="no batch norm to fold"):
+        bngan.load("out/folded.safetensors").export("out/again.safetensors", fold=True)
+
+
+def test_samples_by_their_own_batch_cannot_be_exported(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=r"statistics batch normalize a sample by the others .* take running or precise"):
+        bngan.load(checkpoint, statistics="batch").export("out/g.safetensors")
+
+
+def test_card_tells_what_is_known(checkpoint: Path) -> None:
+    run = checkpoint.parents[1]
+    (run / "config.yaml").write_text("name: mine")
+    (run / "run.json").write_text('{"id": "one", "parent": null, "starts": []}')
+    measured = {"value": {"fid": 2.125, "kid": 0.5}, "floor": {"fid": 0.0625}}
+    (run / "quality.json").write_text(json.dumps({"iteration": 0, **measured}))
+    bngan.load(checkpoint).export("out/g.safetensors", fold=True)
+    text = Path("out/README.md").read_text()
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    for words in ("![samples](g.png)", "| recipe | mine |", digest, "| fid | 2.125 | 0.0625 |", "| kid | 0.5 |  |", "folded"):
+        assert words in text
+    assert Path("out/g.png").is_file()
+    assert bngan.load("out/g.safetensors").about.metrics == measured["value"]
+    bngan.load(checkpoint, weights="raw").export("out/raw.safetensors")
+    assert bngan.load("out/raw.safetensors").about.metrics == {}, "they are of the average"
+    by_others = {"iteration": 0, **measured, "ema, precise": {"fid": 2.0}}
+    (run / "validate.json").write_text(json.dumps(by_others))
+    bngan.load(checkpoint, statistics="precise").export("out/precise.safetensors")
+    assert bngan.load("out/precise.safetensors").about.metrics == {"fid": 2.0}
+    (run / "validate.json").unlink()
+    (run / "quality.json").write_text(json.dumps({"iteration": 1, **measured}))
+    bngan.load(checkpoint).export("out/g.safetensors")
+    text = Path("out/README.md").read_text()
+    assert "not measured at this iteration" in text
+    assert "folded" not in text
+
+
+def test_card_of_each_form_has_a_program_that_runs(checkpoint: Path) -> None:
+    pytest.importorskip("onnxscript")
+    for form in ("safetensors", "onnx", "pt2"):
+        bngan.load(checkpoint).export(f"g.{form}")
+        (program,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), flags=re.DOTALL)
+        found: dict[str, Any] = {}
+        exec(program, found)
+        assert found["images"].shape == (64, 1, 4, 4)
+    assert torch.allclose(bngan.load("g.pt2", trust=True).sample(5), bngan.load("g.onnx").sample(5), atol=1e-5)
+    with pytest.raises(UsageError, match="is a graph already; export from a checkpoint"):
+        bngan.load("g.onnx").export("h.onnx")
+
+
+def test_exported_file_is_loaded_without_lightning(checkpoint: Path) -> None:
+    """Which takes as long to import as torch does, when a newcomer waits for digits."""
+    program = "import sys, bngan; bngan.load(pretrained='default').sample(4); print('lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_networks_of_a_checkpoint_are_both_had_and_of_a_file_one(checkpoint: Path) -> None:
+    networks, generator = load_networks(checkpoint), bngan.load(checkpoint)
+    z = sample_latents(0, 4, generator.settings.latent_dim, seed=0)
+    torch.testing.assert_close(networks.generator(z).view(4, 1, 4, 4), generator.sample(4))
+    assert networks.discriminator.logits(generator.sample(4)).shape == (4, 1)
+    assert networks.source == str(checkpoint)
+    generator.export("out/g.safetensors")
+    with pytest.raises(UsageError, match="has a generator alone"):
+        load_networks("out/g.safetensors")
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -131,6 +267,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "missing file": ({"path": "gone.ckpt"}, "there is no checkpoint gone.ckpt"),
     "empty folder": ({"path": "runs"}, "runs"),
     "no file of a checkpoint": ({"path": __file__}, "damaged or not a checkpoint"),
+    "no file": ({"path": None}, "name a checkpoint, a run's folder, last or an exported file"),
+    "two sources": ({"pretrained": "default"}, "or else a pretrained generator"),
+    "no pretrained one": ({"path": None, "pretrained": "resnet"}, "no such network; choose from default"),
+    "a name in a path": ({"path": "pretrained:default"}, "there is no checkpoint pretrained:default"),
+    "a missing export": ({"path": "gone.safetensors"}, "there is no file gone.safetensors"),
     **{
         f"device {name!r}": ({"device": name}, f"device {name!r}")
         for name in ("banana", "", "meta", "cuda:-1", "cuda:99", "hpu")
@@ -154,18 +295,23 @@ def test_mistake_gets_a_line(case: str, checkpoint: Path) -> None:
         ({"g_norm": "none"}, {"statistics": "batch"}, "no batch norm"),
     ],
 )
-def test_what_a_generator_has_not_is_said_before_it_is_sampled(
-    settings: dict[str, Any], arguments: dict[str, Any], words: str
+def test_what_a_generator_has_not_is_said(
+    settings: dict[str, Any], arguments: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
+    path = save(tiny(**settings), tmp_path / "a.ckpt")
     with pytest.raises(UsageError, match=words):
-        TrainedGenerator(tiny(**settings), **arguments)
-    assert len(TrainedGenerator(tiny(**settings)).sample(2)) == 2
+        bngan.load(path, **arguments)
+    assert len(bngan.load(path).sample(2)) == 2
+    if "statistics" in arguments:
+        bngan.load(path).export(tmp_path / "g.safetensors")
+        with pytest.raises(UsageError, match=words):
+            bngan.load(tmp_path / "g.safetensors", **arguments)
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_at_least_one_sample_is_drawn(count: int) -> None:
+def test_at_least_one_sample_is_drawn(count: int, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        TrainedGenerator(tiny()).sample(count)
+        bngan.load(checkpoint).sample(count)
 
 
 @pytest.mark.parametrize(

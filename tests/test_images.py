@@ -1,15 +1,19 @@
 """From tensors to pictures and back: ranges, grids, PNG files, walks between latents."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
 
 from bngan.errors import NonFiniteLoss, UsageError
-from bngan.images import check_range, grid, save_png, slerp, to_minus1_1, to_uint8
+from bngan.images import check_range, grid, save_png, slerp, to_minus1_1, to_uint8, write_images
 
 
 def test_bytes_map_to_minus_1_to_1_and_back() -> None:
@@ -70,6 +74,45 @@ def test_grid_tiles_images_row_by_row(channels: int) -> None:
 def test_grid_is_about_square(count: int, columns: int) -> None:
     width = grid(torch.zeros(count, 1, 60, 60)).shape[2]
     assert width == (60 if count == 1 else columns * 62 + 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("count", "columns"), [(1, None), (5, None), (7, 3), (2, 8), (12, 12)])
+def test_grid_is_torchvisions(count: int, columns: int | None, channels: int) -> None:
+    images = torch.rand(count, channels, 60, 57, generator=torch.Generator().manual_seed(0))
+    expected = make_grid(images, nrow=columns or round(count**0.5), padding=2, pad_value=-0.5)
+    assert torch.equal(grid(images, columns), expected)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_numbers_are_written_part_by_part(suffix: str, tmp_path: Path) -> None:
+    images = to_minus1_1(torch.randint(256, (20, 3, 5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8))
+    write_images(iter(images.split(7)), tmp_path / f"a{suffix}", "numbers", count=20)
+    found = np.load(tmp_path / f"a{suffix}")
+    numbers = found if suffix == ".npy" else found["images"]
+    assert np.array_equal(numbers, to_uint8(images).numpy())
+    assert numbers.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["numbers", "grid"])
+def test_file_is_there_as_a_whole_or_as_it_was(kind: Any, tmp_path: Path) -> None:
+    def broken() -> Iterator[Tensor]:
+        yield torch.zeros(2, 1, 4, 4)
+        raise KeyboardInterrupt
+
+    path = tmp_path / ("a.npy" if kind == "numbers" else "a.png")
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt):
+        write_images(broken(), path, kind, count=4)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_folder_is_made_for_images_that_do_not_come(tmp_path: Path) -> None:
+    write_images(iter([]), tmp_path / "a", "folder", count=0)
+    assert not list(tmp_path.iterdir())
+    write_images(torch.zeros(3, 1, 4, 4).split(2), tmp_path / "a", "folder", count=3)
+    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == ["000000.png", "000001.png", "000002.png"]
 
 
 @pytest.mark.parametrize(("size", "shown"), [(8, 56), (19, 38), (28, 56), (29, 29), (56, 56), (64, 64)])

@@ -25,7 +25,7 @@ def test_recipes_that_are_shipped_are_found_by_name_after_files() -> None:
     Path("literal").write_text("name: mine")
     assert find_config("literal") == Path("literal")
     for name in ("resnet", "configs/dcgan.yaml", "../configs/dcgan", ""):
-        with pytest.raises(UsageError, match=r"no such file.*best_mlp, dcgan, default, literal, pictures"):
+        with pytest.raises(UsageError, match=r"no such file.*best_mlp, conditional, dcgan, default, literal, pictures"):
             find_config(name)
     with pytest.raises(UsageError, match="--config needs a file"):
         find_config(None)

@@ -89,4 +89,4 @@ def test_shipped_recipe_trains_by_its_name_and_is_sampled(installed: Installed, 
 def test_recipe_that_is_not_shipped_is_refused_by_naming_those_that_are(installed: Installed, tmp_path: Path) -> None:
     done = installed.run(sys.executable, "-m", "bngan", "fit", "--config", "resnet", cwd=tmp_path)
     assert done.returncode == 2
-    assert "best_mlp, dcgan, default, literal, pictures" in done.stderr
+    assert "best_mlp, conditional, dcgan, default, literal, pictures" in done.stderr
