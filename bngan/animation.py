@@ -1,11 +1,12 @@
 """How do pictures become a film?"""
 
+import re
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from bngan.errors import UsageError
 from bngan.files import write_whole
@@ -13,6 +14,7 @@ from bngan.files import write_whole
 FILMS = (".gif", ".mp4")
 LEAST_SIDE = 224  # pixels; smaller pictures are enlarged
 CAPTION = 16  # pixels below a picture
+PICTURE = re.compile(r"iteration-(\d+)\.png")
 
 
 def check_film(path: Path) -> None:
@@ -69,25 +71,24 @@ def pictures_of_training(run: Path) -> list[Image.Image]:
     """Return what a run's G made of the same latents as training went on, with the iteration below each picture.
 
     Raises:
-        UsageError: if the run has no two such pictures.
+        UsageError: if the run has no two such pictures, or one is damaged.
     """
-    paths = sorted((run / "samples").glob("iteration-*.png"), key=_iteration)
+    paths = {int(match[1]): path for path in (run / "samples").glob("*") if (match := PICTURE.fullmatch(path.name))}
     if len(paths) < 2:
         raise UsageError(
-            f"{run / 'samples'} has {len(paths)} pictures iteration-*.png, and a film needs two; fit draws them every "
+            f"pictures named iteration-*.png in {run / 'samples'}: {len(paths)}, and a film needs two; fit draws them every "
             "--images.every_n_iterations"
         )
-    return [_captioned(path) for path in paths]
+    return [_captioned(paths[iteration], iteration) for iteration in sorted(paths)]
 
 
-def _captioned(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        captioned = Image.new("RGB", (picture.width, picture.height + CAPTION), color="white")
-        captioned.paste(picture, (0, 0))
+def _captioned(path: Path, iteration: int) -> Image.Image:
+    try:
+        picture = Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UsageError(f"{path} cannot be read as a picture; move it away") from error
+    captioned = Image.new("RGB", (picture.width, picture.height + CAPTION), color="white")
+    captioned.paste(picture, (0, 0))
     place = (4, captioned.height - CAPTION + 2)
-    ImageDraw.Draw(captioned).text(place, f"iteration {_iteration(path):,}", fill="black")
+    ImageDraw.Draw(captioned).text(place, f"iteration {iteration:,}", fill="black")
     return captioned
-
-
-def _iteration(path: Path) -> int:
-    return int(path.stem.removeprefix("iteration-"))

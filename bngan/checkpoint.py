@@ -14,6 +14,7 @@ from torch import Tensor
 from bngan.errors import UsageError
 from bngan.files import write_whole
 from bngan.gan import GAN
+from bngan.settings import LARGEST_BATCH
 
 # Names of version 0.1: of settings, and of callbacks that left something in its checkpoints.
 RENAMED = {
@@ -23,7 +24,6 @@ RENAMED = {
     "sampling": "eval_statistics",
 }
 RENAMED_CALLBACKS = {"Checkpoints": "CheckpointSaver", "Quality": "MeasureSamples"}
-LARGEST_BATCH = 2**20
 BATCH_STAGES = ("ready", "started", "processed", "completed")
 
 Content = dict[str, Any]
@@ -88,16 +88,20 @@ def _count_iterations(fit_loop: dict[str, Any], iteration: int) -> None:
 
 
 def load_gan(checkpoint: Path) -> GAN:
-    """Rebuild the trained networks from a checkpoint alone, in evaluation mode.
+    """Rebuild the trained networks from a checkpoint alone, in evaluation mode; in float64 if they were trained in it.
 
     Raises:
         UsageError: if the file is missing, damaged, or not a bngan checkpoint.
     """
-    return build_gan(checkpoint, read_checkpoint(checkpoint))
+    content = read_checkpoint(checkpoint)
+    gan, weights = build_gan(checkpoint, content), content["state_dict"]
+    if any(weights[name].dtype == torch.float64 for name, _ in gan.named_parameters()):
+        gan.double().load_state_dict(weights)  # which were rounded
+    return gan
 
 
 def build_gan(checkpoint: Path, content: Content) -> GAN:
-    """Return the trained networks of a checkpoint's content, which was read from the path, in evaluation mode.
+    """Return the trained networks of a checkpoint's content, which was read from the path, in float32 and evaluation mode.
 
     Raises:
         UsageError: if it does not fit this version's networks.

@@ -80,14 +80,17 @@ def interpolate(parser: Parser, arguments: list[str]) -> None:
     check_at_least(0, "--", **{"from": args.start, "to": args.end})
     if args.start == args.end:
         raise UsageError(f"--from and --to are both sample {args.start}, between which there is no way; give two numbers")
-    from bngan.animation import check_film, write_film
-    from bngan.images import to_picture, write_images
+    from bngan.animation import FILMS, check_film, write_film
+    from bngan.images import check_grid, to_picture, write_images
 
     output = Path(expand_home(args.output))
+    if output.suffix.lower() not in (".png", *FILMS):
+        raise UsageError(f"--output {output}: a walk is written as a strip, .png, or as a film, {' or '.join(FILMS)}")
     if not (strip := output.suffix.lower() == ".png"):
         check_film(output)
     steps = args.steps or (STRIP if strip else FILM)
     generator = _load(args)
+    check_grid(steps, generator.settings.image_shape)
     images = generator.sampler.walk(args.start, args.end, steps, args.seed, args.digit)
     with _writing(output):
         if strip:
@@ -117,7 +120,7 @@ def export(parser: Parser, arguments: list[str]) -> None:
     _refuse_to_replace(files, force=args.force)
     generator = _load(args)
     with _writing(output):
-        difference = generator.export(output, fold=args.fold_batchnorm)
+        difference = generator.export(output, fold=args.fold_batchnorm, force=args.force)
     print(f"The generator of {generator.source} written to {output}, described in {files[1]}.")
     print(f"Largest difference of its images to the original's, on 1,000 latents: {difference:.2g}")
 
@@ -134,6 +137,8 @@ def evolve(parser: Parser, arguments: list[str]) -> None:
     from bngan.run import checkpoint_of, only_one, run_of
 
     asked = Path(only_one(args.run))
+    if asked.is_file() and asked.suffix != ".ckpt":
+        raise UsageError(f"{asked} is no run, and the pictures of training are in a run's folder, runs/NAME/ID; name that")
     run = asked if asked.is_dir() else run_of(checkpoint_of(asked)) or asked
     pictures = pictures_of_training(run)
     with _writing(output):
@@ -144,7 +149,7 @@ def evolve(parser: Parser, arguments: list[str]) -> None:
 def explain(parser: Parser, arguments: list[str]) -> None:
     """Write a page on which a reader moves what batch norm moves."""
     parser.add_argument("checkpoint", nargs="*", help=f"{SOURCE}, of the default's networks")
-    parser.add_argument("--pretrained", metavar="NAME", help="networks that come with the package instead: default")
+    parser.add_argument("--pretrained", choices=["default"], help="the networks that come with the package instead")
     parser.add_argument("--output", default="explain.html", help="the page (default explain.html)")
     _take_force(parser)
     args = parser.parse_args(arguments)

@@ -15,9 +15,9 @@ from bngan.batchnorm.layers import batch_norm_layers
 from bngan.batchnorm.statistics import EVAL_STATISTICS, EvalStatistics
 from bngan.blocks import DiscriminatorNetwork, GeneratorNetwork
 from bngan.errors import UsageError, check_at_least
-from bngan.export.about import About, current_versions
-from bngan.export.card import card
-from bngan.export.forms import FORMS, read, write
+from bngan.export.about import About, check_types, current_versions
+from bngan.export.card import card, is_card
+from bngan.export.forms import FORMS, draft, read
 from bngan.files import expand_home, write_whole
 from bngan.images import fitting, write_images
 from bngan.pretrained import DISCRIMINATOR, find_pretrained
@@ -28,6 +28,7 @@ from bngan.truncation import Truncated
 LARGEST_CHUNK = 500  # samples drawn at a time
 CHUNK_VALUES = 4_000_000  # and their pixels' values, since G holds many times as much meanwhile
 SHOWN = 64  # samples in a model card's picture
+CHECKPOINT = "take the checkpoint"  # to have what an exported file has not
 REPORTS = ("validate.json", "quality.json")  # what a run's folder says of its samples
 
 
@@ -120,18 +121,19 @@ class TrainedGenerator:
         """
         return self.sampler.generate(z, labels)
 
-    def export(self, path: str | Path, *, fold: bool = False) -> float:
+    def export(self, path: str | Path, *, fold: bool = False, force: bool = False) -> float:
         """Write the generator as a file for other programs, and beside it README.md, a model card, and a picture of samples.
 
         Args:
             path: of the file, .safetensors, .onnx or .pt2; what is there is replaced.
             fold: whether its batch norm becomes part of the layers before it.
+            force: whether a README.md that is there and is no model card is replaced, too.
 
         Returns:
             The largest difference between its images and those that the file's generator makes of the same latents.
 
         Raises:
-            UsageError: if the file would give other images, or there is no such form of this generator.
+            UsageError: if the file would give other images, there is no such form of this generator, or README.md is another's.
             OSError: if there is no room or no right to.
         """
         network, path = self.sampler.network, Path(expand_home(str(path)))
@@ -142,14 +144,17 @@ class TrainedGenerator:
                 "statistics batch normalize a sample by the others of its batch, so that no file could give it for its latent "
                 "alone; take running or precise"
             )
+        readme, picture = path.with_name("README.md"), path.with_suffix(".png")
+        if not force and readme.exists() and not is_card(readme.read_text(errors="replace")):
+            raise UsageError(f"{readme} is no model card, and one would replace it; export to a folder of its own")
         about = self.about if self.about.sha256 else with_origin(self.about, self.source)
         about = replace(about, versions=current_versions())
-        difference = write(network, about, path, fold=fold)
-        picture = path.with_suffix(".png")
-        write_images(self.chunks(SHOWN), picture, "grid", SHOWN)
-        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+        content, difference = draft(network, about, path, fold=fold)
+        dtype = "float64" if next(network.parameters()).dtype == torch.float64 else "float32"  # as it is written
         text = card(replace(about, folded=about.folded or fold), path, picture.name, difference, dtype)
-        write_whole(path.with_name("README.md"), text.encode())
+        write_images(self.chunks(SHOWN), picture, "grid", SHOWN)
+        write_whole(readme, text.encode())
+        write_whole(path, content)  # last: where it is, all is
         return difference
 
 
@@ -157,7 +162,10 @@ class TrainedGenerator:
 
 
 class Networks(NamedTuple):
-    """The two networks of a trained GAN, in evaluation mode, and in words where they are from."""
+    """The two networks of a trained GAN, in evaluation mode, and in words where they are from.
+
+    G's running statistics are those that normalize its samples in the run; where each batch does, they are the run's own.
+    """
 
     generator: GeneratorNetwork
     discriminator: DiscriminatorNetwork
@@ -187,7 +195,12 @@ def load_networks(path: str | Path | None = None, *, pretrained: str | None = No
 
     checkpoint = checkpoint_of(file)
     gan = load_gan(checkpoint)
-    return Networks(gan.generator_ema or gan.generator, gan.discriminator, str(checkpoint))
+    generator, settings = gan.generator_ema or gan.generator, gan.settings
+    statistics = settings.usual_statistics(averaged=generator is gan.generator_ema)
+    if statistics == "precise" and any(batch_norm_layers(generator)):
+        ready = _ready(gan.generator, gan.generator_ema, settings, int(gan.normalized_together), None, statistics)
+        generator.load_state_dict(ready.network.state_dict())
+    return Networks(generator, gan.discriminator, str(checkpoint))
 
 
 def _file_of(path: str | Path | None, pretrained: str | None) -> Path:
@@ -209,17 +222,19 @@ def _load_exported(
     if about.network != "generator":
         raise UsageError(f"{path} has a {about.network}, which draws nothing; take a generator's file")
     if weights not in (None, about.weights):
-        raise UsageError(f"{path} has the weights {about.weights} alone; leave out weights, or take the checkpoint")
+        raise UsageError(f"{path} has the weights {about.weights} alone; leave out weights, or {CHECKPOINT}")
     settings, shape = about.settings, about.settings.image_shape
+    _check_has_statistics(about.statistics is not None, statistics)
     if isinstance(network, GeneratorNetwork) and not about.folded:
-        _check_has_statistics(network, statistics)
+        if (about.statistics, statistics) == ("precise", "running"):
+            raise UsageError(
+                f"{path} has precise statistics in place of the running ones; leave out statistics, or {CHECKPOINT}"
+            )
         sampler = _ready(network.to(device), None, settings, about.batch_size, "raw", statistics or "running")
         if statistics not in (None, about.statistics):  # of which the metrics are not
             about = replace(about, statistics=statistics, metrics={})
     elif statistics not in (None, about.statistics):
-        raise UsageError(
-            f"{path} has {about.statistics} statistics alone, as exported; leave out statistics, or take the checkpoint"
-        )
+        raise UsageError(f"{path} has {about.statistics} statistics alone, as exported; leave out statistics, or {CHECKPOINT}")
     elif device.type != "cpu" and not isinstance(network, GeneratorNetwork):
         raise UsageError(f"{path} is run on the processor; leave out device, or take .safetensors")
     else:
@@ -237,24 +252,19 @@ def _load_checkpoint(
     checkpoint = checkpoint_of(path)
     gan = load_gan(checkpoint).to(device)
     settings = gan.settings
-    _check_has_statistics(gan.generator, statistics)
+    has_statistics = any(batch_norm_layers(gan.generator))
+    _check_has_statistics(has_statistics, statistics)
     used: Weights = weights or ("raw" if gan.generator_ema is None else "ema")
-    chosen = statistics or _usual_statistics(settings, used)
+    usual = settings.usual_statistics(averaged=used == "ema") if has_statistics else "running"  # which have no effect
+    chosen = statistics or usual
     sampler = _ready(gan.generator, gan.generator_ema, settings, int(gan.normalized_together), used, chosen)
-    known = chosen if any(batch_norm_layers(gan.generator)) else None
-    about = About(settings, int(gan.normalized_together), int(gan.iteration), used, known)
+    about = About(settings, int(gan.normalized_together), int(gan.iteration), used, chosen if has_statistics else None)
     return TrainedGenerator(sampler, about, checkpoint)
 
 
-def _check_has_statistics(generator: GeneratorNetwork, asked: EvalStatistics | None) -> None:
-    if asked is not None and not any(batch_norm_layers(generator)):
+def _check_has_statistics(has_statistics: bool, asked: EvalStatistics | None) -> None:
+    if asked is not None and not has_statistics:
         raise UsageError("this generator has no batch norm, so statistics have no effect on it; leave them out")
-
-
-def _usual_statistics(settings: Settings, weights: Weights) -> EvalStatistics:
-    """Return what normalizes samples in the run itself."""
-    precise = weights == "ema" and settings.ema_buffers == "precise" and settings.eval_statistics == "running"
-    return "precise" if precise else settings.eval_statistics
 
 
 def _ready(
@@ -262,7 +272,7 @@ def _ready(
     average: GeneratorNetwork | None,
     settings: Settings,
     batch_size: int,
-    weights: Weights,
+    weights: Weights | None,
     statistics: EvalStatistics,
 ) -> Sampler:
     """Return what can be sampled from then on, of a copy that has the statistics in place; arguments are sampler_of's."""
@@ -271,7 +281,11 @@ def _ready(
 
 
 def with_origin(about: About, checkpoint: Path) -> About:
-    """Return what is known of a generator, with its checkpoint's file, its run, and the metrics measured at that iteration."""
+    """Return what is known of a generator, with its checkpoint's file, its run, and the metrics measured at that iteration.
+
+    Raises:
+        UsageError: if what the run's folder or the checkpoint says of it cannot be so.
+    """
     from bngan.recipes import read_config
     from bngan.run import run_of
 
@@ -279,10 +293,25 @@ def with_origin(about: About, checkpoint: Path) -> About:
     about = replace(about, checkpoint=checkpoint.name, sha256=digest)
     if (run := run_of(checkpoint)) is None:
         return about
-    reports = [json.loads((run / name).read_text()) for name in REPORTS if (run / name).is_file()]
+    reports = [_report(run / name) for name in REPORTS if (run / name).is_file()]
     floor = next((report["floor"] for report in reports if "floor" in report), {})
     recipe = read_config(run / "config.yaml").get("name")
-    return replace(about, recipe=recipe, metrics=_metrics(about, checkpoint, reports), floor=floor)
+    about = replace(about, recipe=recipe, metrics=_metrics(about, checkpoint, reports), floor=floor)
+    try:
+        check_types(about)
+    except ValueError as error:
+        raise UsageError(f"{run}: in {', '.join(REPORTS)} or config.yaml, {error}; mend it, or move it away") from error
+    return about
+
+
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}); measure anew, or move it away") from error
+    if not isinstance(report, dict):
+        raise UsageError(f"{path} has no report in it; measure anew, or move it away")
+    return report
 
 
 def _metrics(about: About, checkpoint: Path, reports: list[dict[str, Any]]) -> dict[str, float]:
@@ -290,12 +319,15 @@ def _metrics(about: About, checkpoint: Path, reports: list[dict[str, Any]]) -> d
     from bngan.checkpoint import read_checkpoint
 
     used: Weights = "ema" if about.settings.ema_decay else "raw"
-    as_in_the_run = about.weights == used and about.statistics in (None, _usual_statistics(about.settings, used))
+    usual = about.settings.usual_statistics(averaged=used == "ema")
+    as_in_the_run = about.weights == used and about.statistics in (None, usual)
     name = "value" if as_in_the_run else f"{about.weights}, {about.statistics}"  # as validate.json has it
     values = [report.get(name, {}) for report in reports if report.get("iteration") == about.iteration]
     callbacks = read_checkpoint(checkpoint, mmap=True).get("callbacks", {})
-    if as_in_the_run and callbacks.get("CheckpointSaver", {}).get("best_iteration") == about.iteration:
-        values.append(callbacks.get("MeasureSamples", {}).get("last", {}))  # it was saved when it was measured
+    saver, measured = (callbacks.get(name) for name in ("CheckpointSaver", "MeasureSamples"))
+    whole = isinstance(saver, dict) and isinstance(measured, dict)  # a stranger's may be anything
+    if as_in_the_run and whole and saver.get("best_iteration") == about.iteration:
+        values.append(measured.get("last", {}))  # it was saved when it was measured
     return next(filter(None, values), {})
 
 

@@ -41,6 +41,8 @@ class Sampler:
 
         Where there are classes, labels int64 (N,) tell those of the images; without them, image i is of class i mod classes.
         """
+        if labels is None:
+            labels = self._labels(0, len(z))  # an exported network asks for them
         weight = next(self.network.parameters())
         given = () if labels is None else (labels.to(weight.device),)
         return self.network(z.to(weight.device, weight.dtype), *given).view(len(z), *self.image_shape)
@@ -139,8 +141,7 @@ def sampler_of(
         raise UsageError("this GAN keeps no average of G's weights (ema_decay is 0); use weights raw")
     network = generator if weights == "raw" or average is None else average
     if statistics is None:
-        precise = network is average and settings.ema_buffers == "precise" and settings.eval_statistics == "running"
-        statistics = "precise" if precise else settings.eval_statistics
+        statistics = settings.usual_statistics(averaged=network is average)
     weight = next(network.parameters())
     batches = (
         rng.normal((batch_size, settings.latent_dim), settings.seed, rng.Stream.PRECISE, number).to(weight)

@@ -12,6 +12,8 @@ from bngan.errors import UsageError, check_at_least
 from bngan.norms import BATCH_COUPLED
 
 Initialization = Literal["default", "he"]
+LARGEST_BATCH = 2**20  # images normalized together, that a file from elsewhere may speak of
+MOST_LAYERS = 64  # hidden ones; a file from elsewhere could ask for a million
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Settings:
             published), the width of G's hidden layers for points (400 as published).
         classes: kinds of images that G can be asked for, as many as the data has: each has a gamma and a beta of its own in G's
             batch norm (de Vries et al. 2017) and a term of its own in D's logit (Miyato & Koyama 2018). 0 asks for none.
-        g_depth: hidden layers of G for mlp and points; unset means the network's own, 2 and 4.
+        g_depth: hidden layers of G for mlp and points, 64 at most; unset means the network's own, 2 and 4.
         initialization: default, the network's own, or he: hidden layers' weights as He et al. 2015 have them, biases 0.
         g_norm: norm of the generator: batch, none, layer, group, instance, spectral, reference, ghost, noisy or virtual.
         d_norm: norm of the discriminator, likewise.
@@ -123,6 +125,11 @@ class Settings:
             return self.gradient_penalty
         return 10.0 if self.loss == "wasserstein" else 0.0
 
+    def usual_statistics(self, *, averaged: bool) -> EvalStatistics:
+        """Return what normalizes samples of G, or of its weights' average, in the run itself."""
+        precise = averaged and self.ema_buffers == "precise" and self.eval_statistics == "running"
+        return "precise" if precise else self.eval_statistics
+
     @property
     def is_penalized_in_batches(self) -> bool:
         """Whether a gradient penalty meets a norm that makes D's output for one image depend on the others."""
@@ -135,13 +142,14 @@ class Settings:
 
 
 # Which numbers mean something; an unset one does.
-COUNTS = ("n_critic", "g_steps", "ghost_groups", "pack", "g_depth", "latent_dim")
+COUNTS = ("n_critic", "g_steps", "ghost_groups", "pack", "latent_dim")
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("g_lr d_lr g_clip d_clip instance_noise_end bn_eps", lambda value: 0 < value < math.inf, "above 0"),
     ("classes r1 r2 gradient_penalty instance_noise", lambda value: 0 <= value < math.inf, "at least 0"),
     ("beta1 beta2 label_smoothing ema_decay", lambda value: 0 <= value < 1, "in [0, 1)"),
     ("bn_momentum", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ("lr_decay_start", lambda value: 0 <= value <= 1, "in [0, 1]"),
+    ("g_depth", lambda value: 1 <= value <= MOST_LAYERS, f"at least 1 and at most {MOST_LAYERS}"),
     ("minibatch_stddev", lambda value: value == 0 or value >= 2, "0 or at least 2"),
 )
 CHOICES = {
@@ -164,6 +172,8 @@ def check_settings(settings: Settings) -> None:
             value = getattr(settings, name)
             if value is not None and not fits(value):
                 raise UsageError(f"{name} must be {words}, got {value}")
+    if not all(size >= 1 for size in settings.image_shape):
+        raise UsageError(f"image_shape must be of numbers that are at least 1, got {settings.image_shape}")
     for name, allowed in CHOICES.items():
         if getattr(settings, name) not in allowed:
             raise UsageError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(allowed)}")

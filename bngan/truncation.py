@@ -24,5 +24,5 @@ def truncated(z: Tensor, threshold: float) -> Tensor:
     smoothly with the threshold.
     """
     most = torch.special.ndtr(torch.tensor(threshold, dtype=torch.float64))
-    quantile = torch.special.ndtr(z.double())
-    return torch.special.ndtri((1 - most) + (2 * most - 1) * quantile).clamp(-threshold, threshold).to(z.dtype)
+    quantile = torch.special.ndtr(z.cpu().double())  # not every accelerator has float64
+    return torch.special.ndtri((1 - most) + (2 * most - 1) * quantile).clamp(-threshold, threshold).to(z)

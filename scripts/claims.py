@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from bngan.study.reading import read_study
-from bngan.study.record import SOURCE, Record
+from bngan.study.record import SOURCE, read_results
 from bngan.study.report import claims_table
 from bngan.study.verdicts import judge
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
     args = parser.parse_args()
     study = read_study(args.folder / SOURCE)
-    table = claims_table(judge(study, [*Record(study, args.folder).results.values()]))
+    table = claims_table(judge(study, [*read_results(study, args.folder).values()]))
     before, _, rest = args.readme.read_text().partition(START)
     _, _, after = rest.partition(END)
     args.readme.write_text(f"{before}{START}\n{table.strip()}\n{END}{after}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bngan import GAN
-from bngan.checkpoint import RENAMED, Content, check_training, iterations, load_gan, read_checkpoint, upgrade
+from bngan.checkpoint import RENAMED, Content, check_training, iterations, load_gan, read_checkpoint, save_gan, upgrade
 from bngan.errors import UsageError
 from bngan.images import to_uint8
 from tests.conftest import REPOSITORY
@@ -45,6 +45,19 @@ def test_loaded_networks_are_those_that_were_saved_and_evaluate(saved: tuple[GAN
         assert torch.equal(loaded.state_dict()[name], value), name
     assert loaded.hparams == gan.hparams
     assert iterations(read_checkpoint(path)) == 3
+
+
+def test_double_precision_is_not_rounded(tmp_path: Path) -> None:
+    gan = tiny().double()
+    torch.nn.init.normal_(next(gan.parameters()))
+    save_gan(gan, tmp_path / "a.ckpt", total=0)
+    loaded = load_gan(tmp_path / "a.ckpt")
+    assert not loaded.training
+    for name, value in gan.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert not torch.equal(next(gan.parameters()).float().double(), next(gan.parameters()))
+    save_gan(gan.bfloat16(), tmp_path / "a.ckpt", total=0)
+    assert next(load_gan(tmp_path / "a.ckpt").parameters()).dtype == torch.float32
 
 
 def test_upgrade_leaves_a_checkpoint_of_this_version_as_it_is(saved: tuple[GAN, Path]) -> None:
@@ -151,6 +164,14 @@ def test_old_checkpoint_is_given_what_it_did_not_keep(tmp_path: Path) -> None:
         gan = load_gan(tmp_path / "old.ckpt")
         assert int(gan.normalized_together) == known
         assert float(gan.discriminator.instance_noise) == 0
+
+
+def test_checkpoint_that_asks_for_a_billion_layers_is_refused_at_once(tmp_path: Path) -> None:
+    content = read_checkpoint(OLD[0])
+    content["hyper_parameters"]["g_depth"] = 10**9
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(UsageError, match=r"odd\.ckpt does not fit .* g_depth must be at least 1 and at most 64"):
+        load_gan(tmp_path / "odd.ckpt")
 
 
 @pytest.mark.parametrize("together", [0, -1, 2**40])

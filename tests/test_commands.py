@@ -179,7 +179,8 @@ def test_walk_is_a_strip_or_a_film_from_sample_to_sample(capsys: pytest.CaptureF
         (["--from=1", "--to=1"], "both sample 1"),
         (["--steps=1"], "--steps must be at least 2"),
         (["--from=-1"], "--from must be at least 0"),
-        (["--output=a.avi"], "a film is a .gif or a .mp4"),
+        (["--output=a.avi"], "a strip, .png, or as a film, .gif or .mp4"),
+        (["--steps=10000000"], "one picture has room for"),
         (["--digit=1"], "class 1 cannot be asked"),
     ],
 )
@@ -195,14 +196,18 @@ def test_film_of_a_run_shows_its_samples_as_training_went_on(capsys: pytest.Capt
     shutil.copy(OLD, run / "checkpoints" / "last.ckpt")
     (run / "config.yaml").write_text("name: any")
     (run / "run.json").write_text('{"id": "one", "parent": null, "starts": []}')
-    assert "has 0 pictures" in told("evolve", run, capsys=capsys)
+    assert "one/samples: 0, and a film needs two" in told("evolve", run, capsys=capsys)
     for iteration in (0, 5, 10):
         Image.new("L", (60, 60), color=20 * iteration).save(run / "samples" / f"iteration-{iteration:06d}.png")
     for asked in (run, "last", run / "checkpoints" / "last.ckpt"):
         assert told("evolve", asked, capsys=capsys, status=0) == f"3 pictures of {run} written to evolve.gif\n"
         with Image.open("evolve.gif") as film:
             assert getattr(film, "n_frames", 1) == 3
-    assert "gone/samples has 0 pictures" in told("evolve", "gone", capsys=capsys)
+    assert "gone/samples: 0, and" in told("evolve", "gone", capsys=capsys)
+    Path("g.safetensors").write_bytes(b"")
+    assert "g.safetensors is no run" in told("evolve", "g.safetensors", capsys=capsys)
+    (run / "samples" / "iteration-000005.png").write_bytes(b"cut off")
+    assert "iteration-000005.png cannot be read as a picture" in told("evolve", run, capsys=capsys)
 
 
 # Export -------------------------------------------------------------------------------------------------------------------
@@ -269,6 +274,7 @@ def test_page_that_explains_is_of_the_networks_that_are_named(
     expected = load_networks(pretrained="default").generator.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in generator.state_dict().items())
     assert (output, source, force) == (Path("explain.html"), "the pretrained default", False)
+    assert "invalid choice: 'dcgan'" in told("explain", "--pretrained=dcgan", capsys=capsys)
     Path("explain.html").write_text("mine")
     assert "explain.html exists" in told("explain", OLD, capsys=capsys)
     told("explain", OLD, "--force", capsys=capsys, status=0)

@@ -51,7 +51,7 @@ WORDS_ALONE = {
 RUN = ("bngan", "python", "torchrun")
 GOES_ON = ("last", "runs/")  # what --ckpt_path names where a run goes on
 SOME_RUN = re.compile(r"runs/mnist/\d{8}-\d{6}-[0-9a-f]{4}")  # which stands for one of the reader's
-NOTHING_HERE = r"no run in|there is no checkpoint|no such file|--jobs must be"
+NOTHING_HERE = r"no run in|there is no checkpoint|there is no file|no such file|--jobs must be"
 ABOUT_THE_RUN = {"ckpt_path", "run", "override", "print_config"}  # options of fit, validate, test and predict
 
 

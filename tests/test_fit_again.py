@@ -57,3 +57,5 @@ def test_fid_by_fit_is_alike_where_the_interval_of_the_ratio_has_1_in_it(capsys:
     assert fit_again.is_alike(results_with([4.1, 3.9, 4.3]), in_study)
     assert not fit_again.is_alike(results_with([5.1, 4.9, 5.3]), in_study)
     assert "FID by fit (n=3) : in the study (n=8) = 1.2" in capsys.readouterr().out
+    assert not fit_again.is_alike(results_with([2.0, 8.0, 4.0]), in_study), "a wide interval is no agreement"
+    assert "too wide to tell" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from bngan.batchnorm.statistics import EVAL_STATISTICS
 from bngan.cli import main
 from bngan.errors import UsageError
 from bngan.gan import GAN
-from bngan.hub import find_device, load_networks
+from bngan.hub import find_device, load_networks, with_origin
 from bngan.images import to_uint8
 from bngan.rng import sample_latents
 from tests.test_gan import tiny
@@ -198,6 +198,97 @@ def test_unfolded_file_is_sampled_by_all_statistics_and_others_by_their_own(chec
         bngan.load("out/folded.safetensors").export("out/again.safetensors", fold=True)
 
 
+def test_precise_statistics_of_a_file_are_not_taken_for_running_ones(tmp_path: Path) -> None:
+    path = save(spoilt(tiny(ema_buffers="precise")), tmp_path / "a.ckpt")
+    bngan.load(path).export(tmp_path / "g.safetensors")
+    assert bngan.load(tmp_path / "g.safetensors").about.statistics == "precise"
+    with pytest.raises(UsageError, match=r"precise statistics in place of the running ones; .* or take the checkpoint"):
+        bngan.load(tmp_path / "g.safetensors", statistics="running")
+    assert bngan.load(path, statistics="running").about.statistics == "running"
+
+
+def test_double_precision_is_sampled_and_exported_as_it_is(tmp_path: Path) -> None:
+    gan = spoilt(tiny()).double()
+    assert gan.generator_ema is not None
+    nn.init.normal_(next(gan.generator_ema.parameters()))  # which float32 would round
+    generator = bngan.load(save(gan, tmp_path / "a.ckpt"))
+    for fold in (False, True):
+        assert generator.export(tmp_path / "g.safetensors", fold=fold) < 1e-10
+        loaded = bngan.load(tmp_path / "g.safetensors")
+        z = sample_latents(0, 4, gan.settings.latent_dim, seed=0).double()
+        with torch.no_grad():
+            expected = gan.generator_ema.eval()(z).view(4, 1, 4, 4)
+        torch.testing.assert_close(loaded.generate(z), expected, rtol=0, atol=1e-10)
+    assert len(generator.sample(2)) == 2
+
+
+@pytest.mark.parametrize("settings", [{"g_norm": "layer", "eval_statistics": "batch"}, {"g_norm": "virtual"}], ids=str)
+def test_generator_without_running_statistics_is_exported(settings: dict[str, Any], tmp_path: Path) -> None:
+    generator = bngan.load(save(tiny(**settings), tmp_path / "a.ckpt"))
+    generator.export(tmp_path / "g.safetensors")
+    loaded = bngan.load(tmp_path / "g.safetensors")
+    assert generator.about.statistics is loaded.about.statistics is None
+    torch.testing.assert_close(loaded.sample(3), generator.sample(3))
+
+
+@pytest.mark.gpu
+def test_export_from_a_gpu_is_that_from_the_processor(checkpoint: Path) -> None:
+    generator = bngan.load(checkpoint, device="gpu")
+    assert generator.export("out/g.safetensors", fold=True) < 1e-5
+    assert next(generator.sampler.network.parameters()).device.type != "cpu"
+    torch.testing.assert_close(bngan.load("out/g.safetensors").sample(5), bngan.load(checkpoint).sample(5), atol=1e-5, rtol=0)
+
+
+def test_export_replaces_a_card_but_no_other_readme_unless_it_is_forced(checkpoint: Path) -> None:
+    generator, readme = bngan.load(checkpoint), Path("out/README.md")
+    for name in ("one", "two"):
+        generator.export(f"out/{name}.safetensors", force=False)
+        assert readme.read_text().startswith(f"# {name}.safetensors")
+    readme.write_text("# My project")
+    with pytest.raises(UsageError, match=r"out/README.md is no model card, and one would replace it"):
+        generator.export("out/three.safetensors", force=False)
+    assert readme.read_text() == "# My project"
+    assert not Path("out/three.safetensors").exists()
+    generator.export("out/three.safetensors", force=True)
+    assert readme.read_text().startswith("# three.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (b'{"iteration"', "quality.json is damaged"),
+        (b"\xff", "quality.json is damaged"),
+        (b"[1]", "quality.json has no report in it"),
+        (b'{"iteration": 0, "value": [1]}', r"metrics cannot be \[1\]"),
+        (b'{"iteration": 0, "value": {"fid": "x"}}', "metrics cannot be {'fid': 'x'}"),
+        (b'{"iteration": 0, "floor": 3}', "floor cannot be 3"),
+    ],
+)
+def test_run_that_says_what_cannot_be_of_its_samples_gets_a_line(report: bytes, words: str, checkpoint: Path) -> None:
+    run = checkpoint.parents[1]
+    (run / "config.yaml").write_text("name: mine")
+    (run / "run.json").write_text('{"id": "one", "parent": null, "starts": []}')
+    (run / "quality.json").write_bytes(report)
+    with pytest.raises(UsageError, match=words):
+        bngan.load(checkpoint).export("out/g.safetensors")
+    assert not Path("out").exists()
+
+
+def test_callbacks_that_are_none_of_ours_leave_the_metrics_out(checkpoint: Path) -> None:
+    run = checkpoint.parents[1]
+    (run / "config.yaml").write_text("name: mine")
+    (run / "run.json").write_text('{"id": "one", "parent": null, "starts": []}')
+    content = torch.load(checkpoint, weights_only=True)
+    best = {"CheckpointSaver": {"best_iteration": 0}, "MeasureSamples": {"last": {"fid": 2.0}}}
+    for callbacks, metrics in (
+        (best, {"fid": 2.0}),
+        ({**best, "CheckpointSaver": [0]}, {}),
+        ({**best, "MeasureSamples": 1}, {}),
+    ):
+        torch.save({**content, "callbacks": callbacks}, checkpoint)
+        assert with_origin(bngan.load(checkpoint).about, checkpoint).metrics == metrics
+
+
 def test_samples_by_their_own_batch_cannot_be_exported(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match=r"statistics batch normalize a sample by the others .* take running or precise"):
         bngan.load(checkpoint, statistics="batch").export("out/g.safetensors")
@@ -261,6 +352,22 @@ def test_networks_of_a_checkpoint_are_both_had_and_of_a_file_one(checkpoint: Pat
         load_networks("out/g.safetensors")
 
 
+@pytest.mark.parametrize("settings", [{"ema_buffers": "precise"}, {"eval_statistics": "precise"}], ids=str)
+def test_generator_of_both_networks_has_the_statistics_of_its_samples(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = save(spoilt(tiny(**settings)), tmp_path / "a.ckpt")
+    z = sample_latents(0, 4, 8, seed=0)
+    images = load_networks(path).generator(z).view(4, 1, 4, 4)
+    torch.testing.assert_close(images, bngan.load(path).generate(z))
+    assert not torch.allclose(images, bngan.load(path, statistics="running").generate(z), atol=1e-3)
+
+
+def test_generator_of_both_networks_keeps_its_own_statistics_where_each_batch_has_its_own(tmp_path: Path) -> None:
+    path = save(spoilt(tiny(eval_statistics="batch")), tmp_path / "a.ckpt")
+    z = sample_latents(0, 4, 8, seed=0)
+    images = load_networks(path).generator(z).view(4, 1, 4, 4)
+    torch.testing.assert_close(images, bngan.load(path, statistics="running").generate(z))
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"weights": "averaged"}, "unknown weights 'averaged'; choose from raw, ema"),
     "statistics": ({"statistics": "own"}, "unknown statistics 'own'; choose from running, batch, precise"),
@@ -269,7 +376,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no file of a checkpoint": ({"path": __file__}, "damaged or not a checkpoint"),
     "no file": ({"path": None}, "name a checkpoint, a run's folder, last or an exported file"),
     "two sources": ({"pretrained": "default"}, "or else a pretrained generator"),
-    "no pretrained one": ({"path": None, "pretrained": "resnet"}, "no such network; choose from default"),
+    "no pretrained one": ({"path": None, "pretrained": "resnet"}, "no such network; choose from"),
     "a name in a path": ({"path": "pretrained:default"}, "there is no checkpoint pretrained:default"),
     "a missing export": ({"path": "gone.safetensors"}, "there is no file gone.safetensors"),
     **{
@@ -303,9 +410,10 @@ def test_what_a_generator_has_not_is_said(
         bngan.load(path, **arguments)
     assert len(bngan.load(path).sample(2)) == 2
     if "statistics" in arguments:
-        bngan.load(path).export(tmp_path / "g.safetensors")
-        with pytest.raises(UsageError, match=words):
-            bngan.load(tmp_path / "g.safetensors", **arguments)
+        for form in ("safetensors", "pt2"):
+            bngan.load(path).export(tmp_path / f"g.{form}")
+            with pytest.raises(UsageError, match=words):
+                bngan.load(tmp_path / f"g.{form}", trust=True, **arguments)
 
 
 @pytest.mark.parametrize("count", [0, -1])

@@ -235,6 +235,11 @@ def test_all_samples_are_of_the_class_that_is_asked_for(block: int | None) -> No
     assert_close(sampler.samples(9, 12, seed=3, label=2), found[4:7])
 
 
+def test_latents_alone_are_of_one_class_after_the_other() -> None:
+    Sampler(network := Labelled(), (1, 2, 2), latent_dim=4, classes=CLASSES).generate(torch.zeros(5, 4))
+    assert network.labels[0].tolist() == [0, 1, 2, 0, 1]
+
+
 def test_walk_stays_in_one_class() -> None:
     for block in (None, 8):
         for label, expected in ((None, 13 % CLASSES), (0, 0)):

@@ -119,7 +119,8 @@ def _check_network(name: str, network: nn.Module, expected: nn.Module) -> None:
     if kinds != needed_kinds or shapes != needed_shapes:
         raise UsageError(
             f"the page that explains shows the default's networks alone, and this {name} is another one: it needs "
-            "--model.network mlp with hidden_dim 128, latent_dim 100 and batch norm in both, for 28 x 28 grey images"
+            "--model.network mlp with hidden_dim 128, latent_dim 100 and norm batch in both, for 28 x 28 grey images, and no "
+            "dropout, pack or minibatch_stddev"
         )
 
 

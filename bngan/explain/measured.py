@@ -62,7 +62,7 @@ def distance(images: Tensor, others: Tensor) -> float:
 def _by_mates(shown: Shown) -> dict[str, float]:
     """How far an image in training mode is from the one by running statistics, and how often it is the same digit."""
     ten = shown.latents[shown.ten()]
-    alone = shown.draw(ten, "running").repeat(ROUNDS, 1)  # (200, 784)
+    alone = shown.draw(ten, "running").repeat(ROUNDS, 1)  # (100, 784)
     digits = _class_probabilities(alone).argmax(dim=1)
     found = {"between": float(torch.pdist(alone[:10]).mean() / alone.shape[1] ** 0.5), "ones_2": _share_of_ones(shown)}
     for size in SIZES:

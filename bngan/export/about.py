@@ -4,17 +4,18 @@ import json
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bngan import __version__
 from bngan.batchnorm.statistics import EvalStatistics
 from bngan.errors import UsageError
 from bngan.sampler import Weights
-from bngan.settings import Settings, check_settings
+from bngan.settings import LARGEST_BATCH, Settings, check_settings
 
 KEY = "bngan.network"  # under which each form has it
 FORMAT = 1
-LARGEST_BATCH = 2**20
+MOST_CHANNELS = 4  # that a picture has
 Network = Literal["generator", "discriminator"]
 
 
@@ -73,9 +74,35 @@ class About:
         if (found := content.pop("format")) != FORMAT:
             raise UsageError(f"its format is {found!r}, and this version of bngan reads {FORMAT}; export it anew")
         about = cls(**{**content, "settings": Settings(**content["settings"])})
+        check_types(about)
+        check_types(about.settings)
         check_settings(about.settings)
-        if about.network not in get_args(Network) or type(about.folded) is not bool:
-            raise ValueError("it says of no network of ours what it is")
-        if type(about.batch_size) is not int or not 0 < about.batch_size <= LARGEST_BATCH:
+        if (channels := about.settings.image_shape[0]) > MOST_CHANNELS:
+            raise ValueError(f"its images have {channels} channels, and no picture has more than {MOST_CHANNELS}")
+        if not 0 < about.batch_size <= LARGEST_BATCH:
             raise ValueError(f"it says that {about.batch_size} images were normalized together")
         return about
+
+
+def check_types(known: About | Settings) -> None:
+    """Refuse what is not of the type that its field is annotated with.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name, kind in get_type_hints(type(known)).items():
+        if not _fits(value := getattr(known, name), kind):
+            raise ValueError(f"{name} cannot be {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(pair, tuple[parts]) for pair in value.items())
+    return type(value) in ((int, float) if kind is float else (kind,))

@@ -6,11 +6,12 @@ from pathlib import Path
 from bngan.export.about import About
 from bngan.settings import Settings
 
+TITLE = ": the generator of a GAN"  # by which a card is known again
 HOW_TO_RUN = {
     ".safetensors": """```python
 import bngan
 
-images = bngan.load("{name}").sample(64, seed=0)  # (64, {channels}, {height}, {width}) in [-1, 1]
+images = bngan.load("{name}").sample(64, seed=0)  # (64, {channels}, {height}, {width}){bounds}
 ```""",
     ".onnx": """```python
 import numpy as np
@@ -18,14 +19,14 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("{name}")
 z = np.random.default_rng(0).standard_normal((64, {latent_dim})).astype("{dtype}")
-(images,) = session.run(None, {{"z": z{onnx_labels}}})  # (64, {channels}, {height}, {width}) in [-1, 1]
+(images,) = session.run(None, {{"z": z{onnx_labels}}})  # (64, {channels}, {height}, {width}){bounds}
 ```""",
     ".pt2": """```python
 import torch
 
 generator = torch.export.load("{name}").module()  # which can run code: load what you trust
 z = torch.randn(64, {latent_dim}, dtype=torch.{dtype})
-images = generator(z{torch_labels})  # (64, {channels}, {height}, {width}) in [-1, 1]
+images = generator(z{torch_labels})  # (64, {channels}, {height}, {width}){bounds}
 ```""",
 }
 
@@ -46,18 +47,19 @@ def card(about: About, path: Path, picture: str, difference: float, dtype: str) 
         channels=channels,
         height=height,
         width=width,
+        bounds=(bounds := "" if settings.network == "points" else " in [-1, 1]"),
         latent_dim=settings.latent_dim,
         dtype=dtype,
         onnx_labels=', "labels": np.full(64, 7)' if settings.classes else "",
         torch_labels=", torch.full((64,), 7)" if settings.classes else "",
     )
     asked = f" of the {settings.classes} classes that `labels` names" if settings.classes else ""
-    return f"""# {path.name}: the generator of a GAN
+    return f"""# {path.name}{TITLE}
 
 ![samples]({picture})
 
 It maps latents `z` ({settings.latent_dim} standard normal numbers each) to images{asked},
-{channels} x {height} x {width} in [-1, 1], in batches of any size. Each image is a function of its own latent alone:
+{channels} x {height} x {width}{bounds}, in batches of any size. Each image is a function of its own latent alone:
 {_normalized(about)}
 
 {how}
@@ -72,7 +74,14 @@ Settings that differ from bngan's defaults: {_differences(settings)}.
 """
 
 
+def is_card(text: str) -> bool:
+    """Return whether a text is a model card, of whichever generator."""
+    return text.partition("\n")[0].endswith(TITLE)
+
+
 def _normalized(about: About) -> str:
+    if about.settings.g_norm == "virtual":
+        return "virtual batch norm normalizes it by a reference batch, which is always the same, and by itself."
     if about.statistics is None:
         return "it has no batch norm by which others could sway it."
     folded = ", and folded into the layers before it" if about.folded else ""

@@ -23,7 +23,6 @@ from bngan.blocks import DiscriminatorNetwork, GeneratorNetwork
 from bngan.errors import UsageError
 from bngan.export.about import KEY, About
 from bngan.export.fold import fold_batch_norm
-from bngan.files import write_whole
 from bngan.networks import LAYOUTS, build_networks
 
 COMPARED = (1000, 1, 2, 7)  # latents of the batches in which a file's generator is compared with the original
@@ -40,6 +39,13 @@ class Exported(NamedTuple):
 
     network: nn.Module
     about: About
+
+
+class Draft(NamedTuple):
+    """The content of a file that is not written yet, and the largest difference between its images and the original's."""
+
+    content: bytes
+    difference: float
 
 
 class ImageGenerator(nn.Module):
@@ -72,37 +78,37 @@ def check_form(path: Path) -> str:
     return form
 
 
-def write(generator: GeneratorNetwork, about: About, path: Path, *, fold: bool = False) -> float:
-    """Write a generator in the form that the path's suffix names, once what was written has been read and compared with it.
+def draft(generator: GeneratorNetwork, about: About, path: Path, *, fold: bool = False) -> Draft:
+    """Return a generator in the form that the path's suffix names, once that has been read and compared with it.
+
+    They are compared over 1,000 latents and batches of 1, 2 and 7.
 
     Args:
         generator: in evaluation mode; weights of fewer bits are written as float32, which holds them exactly.
         about: what is known of it.
-        path: of the file, which is there as a whole or not at all.
+        path: of the file that it is for.
         fold: whether its batch norm becomes part of the layers before it.
-
-    Returns:
-        The largest difference between an image's values and the original's, over 1,000 latents and batches of 1, 2 and 7.
 
     Raises:
         UsageError: if there is no such form, it is not installed, cannot be folded, or would be too far from the original.
-        OSError: if there is no room or no right to.
+        OSError: if there is no room to write it for a moment.
     """
     form = FORMS[check_form(path)]
-    original = generator.float() if next(generator.parameters()).dtype in HALF else generator
+    original = copy.deepcopy(generator).cpu()  # where what is read is, too
+    if next(original.parameters()).dtype in HALF:
+        original = original.float()
     content = form.write(fold_batch_norm(original), replace(about, folded=True)) if fold else form.write(original, about)
     with TemporaryDirectory() as folder:
-        draft = Path(folder) / path.name
-        draft.write_bytes(content)
-        difference = largest_difference(original, read(draft, trust=True).network, about)
+        file = Path(folder) / path.name
+        file.write_bytes(content)
+        difference = largest_difference(original, read(file, trust=True).network, about)
     if not difference <= (allowed := LARGEST_DIFFERENCE[next(original.parameters()).dtype]):
         remedy = "leave out --fold-batchnorm" if fold else "take another checkpoint"
         raise UsageError(
             f"{path} is not written: its images differ by up to {difference:.2g} from those of the checkpoint's generator, and "
             f"{allowed:g} is allowed; {remedy}"
         )
-    write_whole(path, content)
-    return difference
+    return Draft(content, difference)
 
 
 @torch.no_grad()
@@ -159,7 +165,7 @@ def _traced(generator: GeneratorNetwork, about: About) -> torch.export.ExportedP
 
 
 def read(path: Path, *, trust: bool = False) -> Exported:
-    """Return what is in a file that `write` has written, or somebody else.
+    """Return what is in a file that has a `draft`, or is somebody else's.
 
     Args:
         path: of the file.
@@ -201,6 +207,9 @@ def _built(about: About, weights: dict[str, Tensor]) -> GeneratorNetwork | Discr
         network = discriminator if about.network == "discriminator" else generator
         if about.folded:
             network = fold_batch_norm(generator)
+    for name, value in network.state_dict().items():
+        if name in weights and weights[name].is_floating_point() != value.is_floating_point():
+            raise ValueError(f"{name} has numbers of another kind, {weights[name].dtype}")
     network.load_state_dict(weights, assign=True)
     # Convolutions of weights in this order are faster.
     return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)

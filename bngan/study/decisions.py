@@ -17,6 +17,7 @@ from bngan.study.statistics import (
     Effect,
     Stratum,
     best_of,
+    by_axes,
     cross_fitted,
     effect_of,
     equivalence_p,
@@ -78,23 +79,15 @@ def _by_axes(results: Sequence[Result], name: str, chosen: bool) -> dict[str, Ar
     """Return an endpoint of runs by the values of their axes; those that pilots chose may differ, and do not part."""
     if chosen:
         return {CHOSEN: _read(reported(results), name)}
-    return {axes: _read(of, name) for axes, of in _grouped(reported(results)).items()}
+    return {axes: _read(of, name) for axes, of in by_axes(reported(results)).items()}
 
 
 def _cross_fitted(results: Sequence[Result], name: str) -> dict[str, Array]:
     """Return an endpoint of seeds at the values that the other half of them chooses, and at every value."""
     neighbours = (result for result in results if result.run.role == "neighbour")
-    grid = _grouped([*reported(results), *neighbours]).values()
+    grid = by_axes([*reported(results), *neighbours]).values()
     every = np.stack([_read(of, name) for of in grid])  # (values, n)
     return {CHOSEN: cross_fitted(np.array([[badness(result) for result in of] for of in grid]), every), EVERY: every}
-
-
-def _grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Return results by the values of their axes."""
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(repr(result.run.axes), []).append(result)
-    return found
 
 
 def _read(results: Sequence[Result], name: str) -> Array:
@@ -152,6 +145,7 @@ class Finding:
         p: one-sided, for what supports the claim.
         against: one-sided, for what contradicts it.
         unreached: whether in both arms most runs have not come to what is waited for, so that equal times tell nothing.
+        alike: whether runs came out so alike that there is no spread by which to judge; then the zone is inconclusive.
     """
 
     effect: Effect
@@ -159,6 +153,7 @@ class Finding:
     p: Array
     against: Array
     unreached: NDArray[np.bool_]
+    alike: NDArray[np.bool_]
 
 
 def margin_of(contrast: Contrast) -> float:
@@ -189,16 +184,17 @@ def find(values: Values, contrast: Contrast, contexts: Sequence[str], rule: str,
     """
     endpoint, margin = ENDPOINTS[contrast.endpoint], margin_of(contrast)
     effect = effect_in(values, contrast, contexts)
-    equivalent = equivalence_p(effect, margin)
+    equivalent, alike = equivalence_p(effect, margin), effect.alike
     if rule == "within":
         p, against = equivalent, np.minimum(effect.p_above(margin), effect.p_below(-margin))
     else:
         p, against = effect.p_above(-margin if rule == "not_worse" else margin), effect.p_below(-margin)
+    p, against, equivalent = (np.where(alike, 1.0, value) for value in (p, against, equivalent))
     supported = p <= (TAIL if rule == "not_worse" else TAIL / places)
     unreached = _unreached(values, contrast, contexts) if endpoint.of_means else np.zeros(equivalent.shape, dtype=bool)
     none = (rule == "beyond") & (equivalent <= 2 * TAIL) & ~unreached
     zone = np.select([supported, against <= TAIL / places, none], [SUPPORTED, CONTRADICTED, NO_EFFECT], INCONCLUSIVE)
-    return Finding(effect, zone, p, against, unreached)
+    return Finding(effect, zone, p, against, unreached, alike)
 
 
 def _unreached(values: Values, contrast: Contrast, contexts: Sequence[str]) -> NDArray[np.bool_]:
@@ -220,7 +216,7 @@ def find_overall(values: Values, contrast: Contrast, contexts: Sequence[str], ru
     if rule != "not_worse":
         return pooled
     each = [find(values, contrast, (context,), rule, len(contexts)) for context in contexts]
-    return Finding(pooled.effect, *together(each), pooled.unreached)
+    return Finding(pooled.effect, *together(each), pooled.unreached, np.any([finding.alike for finding in each], axis=0))
 
 
 def together(findings: Sequence[Finding]) -> tuple[Codes, Array, Array]:
@@ -240,7 +236,7 @@ class Interaction:
         contexts: both sets.
         findings: in each.
         limits: the interval of the difference, simultaneous over all interactions of a claim.
-        differs: whether the findings are in different zones, and the interval is beyond the margin.
+        differs: whether the findings are in different zones, with a spread to judge by, and the interval is beyond the margin.
     """
 
     contexts: tuple[tuple[str, ...], tuple[str, ...]]
@@ -312,7 +308,7 @@ def _interaction(
 ) -> Interaction:
     first, second = findings
     low, high = interaction_limits(first.effect, second.effect, level)
-    differs = (first.zone != second.zone) & ((low > margin) | (high < -margin))
+    differs = (first.zone != second.zone) & ((low > margin) | (high < -margin)) & ~(first.alike | second.alike)
     return Interaction(contexts, findings, (low, high), differs)
 
 

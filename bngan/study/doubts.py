@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
+from math import prod
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from bngan.networks import build_networks
+from bngan.norms import BATCH_COUPLED
 from bngan.settings import Settings
 from bngan.study.endpoints import ENDPOINTS, Kind, badness, has_failed
 from bngan.study.figures.doubts import again, pairs, power_curves
@@ -21,8 +23,8 @@ from bngan.study.findings import SPACES, Findings, failed_of, last, number, rank
 from bngan.study.page import Code, Heading, Part, Picture, Pictures, Table
 from bngan.study.power import power_table
 from bngan.study.record import RESULTS, SAMPLES
-from bngan.study.spec import Block, Contrast, Result, Study, Value
-from bngan.study.statistics import choices
+from bngan.study.spec import AA, DEFAULTS, Arm, Block, Contrast, Result, Study, Value
+from bngan.study.statistics import choice_made, choices
 from bngan.study.tasks import TASKS
 from bngan.study.verdicts import Verdict
 
@@ -36,6 +38,8 @@ DEVIATIONS = (
     "FID and coverage are those of a digit net of this package, not of Inception: compare them with the floors and "
     "controls only.",
     "Norms add a few parameters to an arm, counted under Design, and leave the biases before them without use.",
+    "Where a block reports every value of an axis, runs of one seed at several values count as independent, though they begin "
+    "from the same weights and see the same data.",
 )
 COMMAND = "bngan study study.yaml --output again    # study.yaml lies beside this report"
 OBJECTIONS = (
@@ -50,22 +54,21 @@ OBJECTIONS = (
         "contrast is cross-fitted at the best of these and the rates beside them. Always the last iterate, never a best "
         "checkpoint.",
     ),
-    ("Failed runs were dropped.", "None was. A run that fails counts as the worst, in every endpoint."),
+    (
+        "Failed runs were dropped.",
+        "None was. A run that fails counts as the worst, in every endpoint; a probe of one that came to its end, as measured.",
+    ),
     ("Margins were set afterwards.", "They stand in the study's file, whose SHA-256 is the first line of the results."),
     (
         "A difference is not an effect.",
         "Verdicts compare intervals with margins; that a difference is not 0 settles nothing here.",
     ),
-    (
-        "Why believe that there is no effect?",
-        "That verdict needs an equivalence test of its own, and controls that do move. See the power table.",
-    ),
+    ("Why believe that there is no effect?", "That verdict needs an equivalence test of its own."),
     (
         "FID is by a classifier of your own.",
         "Floors and controls stand beside it, and coverage; other nets, where the last looks are whole, have a section.",
     ),
     ("FID does not see everything.", "Coverage stands beside it, and controls of known worth in the figures."),
-    ("The better arm got lucky seeds.", "An arm trained again with other seeds (A/A) must show no effect."),
 )
 
 
@@ -75,7 +78,7 @@ def doubts(findings: Findings, verdicts: Sequence[Verdict], folder: Path) -> Ite
     yield from rates_section(findings)
     yield from spaces_section(findings, verdicts)
     yield from chance_section(findings, verdicts)
-    yield from power_section(verdicts)
+    yield from power_section(findings.study, verdicts)
     yield from checks_section(findings)
     yield from design_section(findings)
     yield from provenance_section(findings, folder)
@@ -125,8 +128,9 @@ def choices_table(findings: Findings) -> Iterator[Part]:
     """Yield what the pilots chose, and what choosing on half of them costs on the other half."""
     rows = []
     for block in findings.study.blocks:
-        for (context, arm), chosen in choices(block, findings.results).items():
-            values = settings_text(chosen.axes)
+        made = choice_made(findings.study, block, findings.results)
+        for (context, arm), chosen in choices(block, findings.results, made).items():
+            values = settings_text(chosen.axes) + (" (tied)" if chosen.tied else "")
             rows.append(
                 [
                     block.name,
@@ -140,7 +144,7 @@ def choices_table(findings: Findings) -> Iterator[Part]:
     note = (
         "Regret: how much worse what one half of the pilots chooses is on the other half than that half's own choice: a "
         "ratio of FIDs, or a difference of shares of modes missed. Choosing punishes the arm that varies more; a best "
-        "value at the edge asks for a wider grid."
+        "value at the edge asks for a wider grid. Tied: another value did as well; of such the least is run."
     )
     if rows:
         yield Heading(3, "What the pilots chose, and the regret of choosing")
@@ -225,38 +229,57 @@ def chance_section(findings: Findings, verdicts: Sequence[Verdict]) -> Iterator[
         yield from shown
 
 
-def power_section(verdicts: Sequence[Verdict]) -> Iterator[Part]:
+def power_section(study: Study, verdicts: Sequence[Verdict]) -> Iterator[Part]:
     """Yield how often studies like this one come to a verdict, for every kind of contrast that decides a claim."""
-    asked: dict[tuple[Kind, float, int], list[str]] = {}
+    asked: dict[tuple[Kind, float, int, int, int], list[str]] = {}
     for verdict in verdicts:
         contrast = verdict.claim.primary
         if contrast.baseline is not None and verdict.claim.rule == "beyond":
-            for n in sorted({min(estimate.n) for estimate in verdict.estimates}):
-                asked.setdefault((ENDPOINTS[contrast.endpoint].kind, contrast.margin, n), []).append(verdict.claim.name)
-    rows = [[", ".join(names), *row] for (kind, margin, n), names in asked.items() for row in power_rows(kind, margin, n)]
-    head = ["claims", "kind", "margin", "runs an arm", "sd", "no effect: says so", "margin: supported", "twice: supported"]
+            for n, strata, places in sorted(sizes_of(study, verdict)):
+                size = (ENDPOINTS[contrast.endpoint].kind, contrast.margin, n, strata, places)
+                asked.setdefault(size, []).append(verdict.claim.name)
+    rows = [[", ".join(names), *row] for size, names in asked.items() for row in power_rows(*size)]
+    head = ["claims", "kind", "margin", "runs an arm", "strata", "intervals at once", "sd"]
+    head += ["no effect: says so", "margin: supported", "twice: supported"]
     note = (
         "How often simulated studies with a known truth came to a verdict: with no effect; with one as large as the "
         "margin, where supported is an error (at most 2.5%); with one twice as large (of ratios its square). sd: of runs, "
-        "of ratios that of logarithms."
+        "of ratios that of logarithms. Strata: contexts, blocks, pairs of arms and values of axes, over which runs are dealt "
+        "out. Before Holm's adjustment over claims, and without the wider ends of cross-fitted contrasts, which cost power."
     )
     if rows:
         yield Heading(2, "Power")
         yield "What a study of this size could find out, whatever it found."
         yield Table(head, rows, note)
         runs: dict[tuple[Kind, float], list[int]] = {}
-        for kind, margin, n in asked:
+        for kind, margin, n, _, _ in asked:
             runs.setdefault((kind, margin), []).append(n)
         yield power_curves(runs)
 
 
-def power_rows(kind: Kind, margin: float, n: int) -> Iterator[list[str]]:
-    """Yield for each spread of runs how often n runs an arm come to the right, or the wrong, verdict."""
-    powers = power_table(kind, margin, runs=(n,))
+def sizes_of(study: Study, verdict: Verdict) -> set[tuple[int, int, int]]:
+    """Return how many runs of an arm a claim's estimates have, in how many strata, and how many intervals hold at once."""
+    contrast, contexts = verdict.claim.primary, verdict.claim.contexts
+    blocks = [block for block in study.blocks if block.name in contrast.blocks]
+    values = (
+        prod(map(len, block.axes.values())) if block.chosen_from is None and not contrast.cross_fitted else 1
+        for block in blocks
+    )
+    each = sum(values) * len(contrast.comparisons)
+    return {
+        (min(estimate.n), each, len(contexts)) if estimate.context else (min(estimate.n), each * len(contexts), 1)
+        for estimate in verdict.estimates
+    }
+
+
+def power_rows(kind: Kind, margin: float, n: int, strata: int = 1, places: int = 1) -> Iterator[list[str]]:
+    """Yield for each spread of runs how often n runs an arm, in so many strata, come to the right, or the wrong, verdict."""
+    powers = power_table(kind, margin, runs=(max(n // strata, 1),), strata=strata, places=places)
     for spread in dict.fromkeys(power.spread for power in powers):
         none, at_margin, large = (power.shares for power in powers if power.spread == spread)
         chances = none["no practical effect"], at_margin["supported"], large["supported"]
-        yield [kind, number(margin), f"{n}", "" if kind == "rate" else number(spread), *(f"{chance:.0%}" for chance in chances)]
+        size = [f"{n}", f"{strata}", f"{places}", "" if kind == "rate" else number(spread)]
+        yield [kind, number(margin), *size, *(f"{chance:.0%}" for chance in chances)]
 
 
 # The study ---
@@ -271,13 +294,24 @@ def checks_section(findings: Findings) -> Iterator[Part]:
 
 
 def objections_to(study: Study) -> Iterator[tuple[str, str]]:
-    """Yield objections that some studies have arms or blocks against, and whether this one has."""
+    """Yield objections that some studies have arms, blocks or controls against, and whether this one has."""
     arms = study.arms.values()
+    controls = {claim.name: {control.arm for control in claim.controls} for claim in study.claims}
     checks = (
         (
+            "Could this study see an effect at all?",
+            "See the power table; besides, these claims have controls that must show one",
+            [name for name, found in controls.items() if found - {AA}],
+        ),
+        (
+            "The better arm got lucky seeds.",
+            "An arm trained again with other seeds (A/A) must show no effect in these claims",
+            [name for name, found in controls.items() if AA in found],
+        ),
+        (
             "The baseline without norm is crippled.",
-            "These arms have another initialization or another norm",
-            [arm.label for arm in arms if "initialization" in arm.settings or "layer" in arm.settings.values()],
+            "These arms without batch norm have another initialization or another norm",
+            [arm.label for arm in arms if is_other_baseline(study, arm)],
         ),
         (
             "Joint batches are twice as large.",
@@ -297,6 +331,13 @@ def objections_to(study: Study) -> Iterator[tuple[str, str]]:
     )
     for objection, answer, found in checks:
         yield objection, f"{answer}: {'; '.join(found)}." if found else "This study has nothing against it."
+
+
+def is_other_baseline(study: Study, arm: Arm) -> bool:
+    """Whether an arm has another initialization or another norm than batch norm, and no batch norm in G or in D."""
+    settings = DEFAULTS | study.settings | arm.settings
+    without = not BATCH_COUPLED & {settings["g_norm"], settings["d_norm"]}
+    return without and ("initialization" in arm.settings or "layer" in arm.settings.values())
 
 
 def design_section(findings: Findings) -> Iterator[Part]:
@@ -326,6 +367,7 @@ def block_text(block: Block) -> str:
         f"{len(seeds)} {role} seeds ({min(seeds)} to {max(seeds)})" for role, seeds in block.seeds.items() if seeds
     )
     chosen = f"; values of axes chosen by the pilots of block {block.chosen_from}" if block.chosen_from else ""
+    chosen += ", and the two values nearest to each chosen one" if block.neighbours else ""
     looks = ", ".join(f"{look.iteration:,}" for look in block.looks)
     text = f"{block.task}, {block.iterations:,} iterations of {block.batch_size}, {seeds}{chosen}, looked at after {looks}"
     return f"{text}; {axes}" if axes else text

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal
 
 from bngan.errors import UsageError
-from bngan.study.spec import Result
+from bngan.norms import BATCH_COUPLED
+from bngan.study.spec import DEFAULTS, Result, Run
 from bngan.study.tasks import TASKS
 
 # FIDs by the pinned digit net that owe nothing to any arm.
@@ -19,9 +20,53 @@ USEFUL_FID = 7.8  # one Gaussian for each class
 GOOD_FID = 5.3  # real images without one of the ten classes
 FEWEST_CLASSES, LEAST_PIXEL_VARIANCE = 6, 0.1
 FIRST_ITERATIONS = 146  # in which G may still be a point
-WORST_RATIO = FAILED_FID / USEFUL_FID  # of two FIDs of a run that ended before its time
+WORST_RATIO = FAILED_FID / USEFUL_FID  # of two FIDs: a failed run's, and more than any other's
+MOST_OFFSET = 10.0  # standard deviations, likewise
+WITH_FID = ("digits",)
+WITH_CLASS_KL = tuple(name for name, task in TASKS.items() if task.image_shape[1:] == (28, 28))
 
 Kind = Literal["rate", "ratio", "difference"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run must have for an endpoint to be measured.
+
+    Attributes:
+        tasks: whose measures it is among; all of them where none is named.
+        iterations: after which there must be a look.
+        looks: how many there must be.
+        whole: how many of these must be whole.
+        last_whole: whether the last must be.
+        probe: that one of them must make.
+        average: whether an average of G's weights must be kept.
+        batch_norm: whether G must have batch norm's running statistics.
+    """
+
+    tasks: tuple[str, ...] = ()
+    iterations: int = 0
+    looks: int = 1
+    whole: int = 0
+    last_whole: bool = False
+    probe: str = ""
+    average: bool = False
+    batch_norm: bool = False
+
+    def missing(self, run: Run) -> str:
+        """Return what a run lacks first, in words; an empty text if nothing."""
+        settings = DEFAULTS | run.settings
+        last, whole = run.looks[-1], sum(look.whole for look in run.looks)
+        checks = (
+            (not self.tasks or run.task in self.tasks, f"task {run.task} has no such measure, but {', '.join(self.tasks)}"),
+            (last.iteration > self.iterations, f"it needs a look after more than {self.iterations} iterations"),
+            (len(run.looks) >= self.looks, f"it needs {self.looks} looks; name more iterations in `at`"),
+            (whole >= self.whole, f"it needs whole looks, {self.whole} at least; name their iterations in `whole`"),
+            (last.whole or not self.last_whole, f"it needs a whole look at the end; name {last.iteration} in `whole`"),
+            (not self.probe or any(self.probe in look.probes for look in run.looks), f"no look makes probe {self.probe}"),
+            (settings["ema_decay"] != 0 or not self.average, "no average of G's weights is kept; set ema_decay above 0"),
+            (settings["g_norm"] in BATCH_COUPLED or not self.batch_norm, "G has no batch norm"),
+        )
+        return next((words for met, words in checks if not met), "")
 
 
 @dataclass(frozen=True)
@@ -34,12 +79,14 @@ class Endpoint:
             difference: difference of means.
         words: what it is.
         of_means: whether the ratio is one of means: of times, which have the horizon as an upper end (restricted means).
+        needs: what a run must have.
     """
 
     of: Callable[[Result], float]
     kind: Kind
     words: str
     of_means: bool = False
+    needs: Needs = Needs()
 
 
 # Failure --------------------------------------------------------------------------------------------------------------
@@ -111,31 +158,34 @@ def _fid_late_to_early(result: Result, weights: str) -> float:
         return WORST_RATIO
     whole = {look.iteration for look in result.run.looks if look.whole}
     fids = [min(entry["fid"], FAILED_FID) for entry in _entries(result, weights) if entry["iteration"] in whole]
-    return fids[-1] / fids[0]
+    return min(fids[-1] / fids[0], WORST_RATIO)
 
 
 def _running_to_precise(result: Result, weights: str, early: bool = False, slow: bool = False) -> float:
     """Return FID by running statistics over that by precise ones, both at most 33.2, at the last or the first whole look."""
-    if result.failure is not None:
+    if has_failed(result, weights):
         return WORST_RATIO
     precise = _entries(result, weights, statistics="precise")[0 if early else -1]
     running = _entries(result, weights, slow=slow)
     (fid,) = (entry["fid"] for entry in running if entry["iteration"] == precise["iteration"])
-    return min(fid, FAILED_FID) / min(precise["fid"], FAILED_FID)
+    return min(min(fid, FAILED_FID) / min(precise["fid"], FAILED_FID), WORST_RATIO)
 
 
 # Probes ---------------------------------------------------------------------------------------------------------------
 
 
-def _probe(result: Result, probe: str, *networks: str) -> float:
-    """Return the mean over looks, and over networks, of what a probe told; 0, no effect, where a run ended or it is NaN."""
+def _probe(result: Result, probe: str, worst: float, *networks: str) -> float:
+    """Return the mean over looks, and over networks, of what a probe told; the worst where a run ended or it is NaN.
+
+    Of a run that came to its end what was probed counts, however bad its samples are.
+    """
     found = [entry for entry in result.probed if entry["probe"] == probe and "layer" not in entry]
     values = [entry["value"] for entry in found if not networks or entry["network"] in networks]
     if result.failure is not None or not all(map(math.isfinite, values)):
-        return 0.0
+        return worst
     if not values:
         raise UsageError(f"run {result.run.id} has no probe {probe}; name it in a look of block {result.run.block}")
-    return fmean(values)
+    return min(fmean(values), MOST_OFFSET)
 
 
 # What was measured ----------------------------------------------------------------------------------------------------
@@ -158,47 +208,77 @@ def _last(result: Result, key: str, weights: str) -> float:
 
 
 PRECISE = "ratio of FID by running statistics{} to that by precise ones"
-# Those that raw and EMA weights have: name, function of a result and weights, kind, words.
-QUALITY: tuple[tuple[str, Callable[..., float], Kind, str], ...] = (
-    ("time_to_rough", partial(_time_to, threshold=ROUGH_FID), "ratio", f"number of iterations to FID {ROUGH_FID}"),
-    ("time_to_useful", partial(_time_to, threshold=USEFUL_FID), "ratio", f"number of iterations to FID {USEFUL_FID}"),
-    ("time_to_good", partial(_time_to, threshold=GOOD_FID), "ratio", f"number of iterations to FID {GOOD_FID}"),
-    ("fid", _fid, "ratio", "FID"),
-    ("coverage", _coverage, "difference", "coverage"),
-    ("modes_share", _modes_share, "difference", "share of modes found"),
-    ("class_kl", _class_kl, "difference", "KL of classes to real ones, nats"),
-    ("fid_late_to_early", _fid_late_to_early, "ratio", "ratio of FID at the last whole look to that at the first"),
-    ("running_to_precise", _running_to_precise, "ratio", PRECISE.format("")),
-    ("running_to_precise_early", partial(_running_to_precise, early=True), "ratio", PRECISE.format(" at the first whole look")),
-    ("running_to_precise_slow", partial(_running_to_precise, slow=True), "ratio", PRECISE.format(" of low momentum")),
+TIMED, BY_BOTH = Needs(WITH_FID, looks=2), Needs(WITH_FID, whole=1, batch_norm=True)
+# Those that raw and EMA weights have: name, function of a result and weights, kind, words, needs.
+QUALITY: tuple[tuple[str, Callable[..., float], Kind, str, Needs], ...] = (
+    ("time_to_rough", partial(_time_to, threshold=ROUGH_FID), "ratio", f"number of iterations to FID {ROUGH_FID}", TIMED),
+    ("time_to_useful", partial(_time_to, threshold=USEFUL_FID), "ratio", f"number of iterations to FID {USEFUL_FID}", TIMED),
+    ("time_to_good", partial(_time_to, threshold=GOOD_FID), "ratio", f"number of iterations to FID {GOOD_FID}", TIMED),
+    ("fid", _fid, "ratio", "FID", Needs(WITH_FID)),
+    ("coverage", _coverage, "difference", "coverage", Needs(WITH_FID, last_whole=True)),
+    ("modes_share", _modes_share, "difference", "share of modes found", Needs()),
+    ("class_kl", _class_kl, "difference", "KL of classes to real ones, nats", Needs(WITH_CLASS_KL)),
+    (
+        "fid_late_to_early",
+        _fid_late_to_early,
+        "ratio",
+        "ratio of FID at the last whole look to that at the first",
+        Needs(WITH_FID, whole=2),
+    ),
+    ("running_to_precise", _running_to_precise, "ratio", PRECISE.format(""), BY_BOTH),
+    (
+        "running_to_precise_early",
+        partial(_running_to_precise, early=True),
+        "ratio",
+        PRECISE.format(" at the first whole look"),
+        BY_BOTH,
+    ),
+    (
+        "running_to_precise_slow",
+        partial(_running_to_precise, slow=True),
+        "ratio",
+        PRECISE.format(" of low momentum"),
+        BY_BOTH,
+    ),
 )
 
 
 def _quality(weights: str) -> dict[str, Endpoint]:
     end, said = ("", "") if weights == "raw" else (f"_{weights}", f" of {weights.upper()} weights")
     return {
-        name + end: Endpoint(partial(of, weights=weights), kind, words + said, of_means=name.startswith("time_to"))
-        for name, of, kind, words in QUALITY
+        name + end: Endpoint(
+            partial(of, weights=weights),
+            kind,
+            words + said,
+            of_means=name.startswith("time_to"),
+            needs=replace(needs, average=weights == "ema"),
+        )
+        for name, of, kind, words, needs in QUALITY
     }
 
 
-def _probed(words: str, probe: str, *networks: str) -> Endpoint:
-    return Endpoint(lambda result: _probe(result, probe, *networks), "difference", words)
+def _probed(words: str, probe: str, *networks: str, worst: float) -> Endpoint:
+    return Endpoint(lambda result: _probe(result, probe, worst, *networks), "difference", words, needs=Needs(probe=probe))
 
 
 ENDPOINTS: dict[str, Endpoint] = {
     "failure": Endpoint(_failure, "rate", "share of runs that fail"),
-    "point_collapse": Endpoint(_point_collapse, "rate", "share of runs whose G is ever almost one image"),
+    "point_collapse": Endpoint(
+        _point_collapse,
+        "rate",
+        "share of runs whose G is ever almost one image",
+        needs=Needs(WITH_FID, iterations=FIRST_ITERATIONS),
+    ),
     **_quality("raw"),
     **_quality("ema"),
-    "offset_response": _probed("change of D's logits by an offset of the fakes, sd", "offset_response"),
-    "mates_share": _probed("share of a logit's variance due to the others in its batch", "mates_share"),
-    "gradient_cosine": _probed("cosine of a layer's gradients before and after a step below it", "gradient_cosine"),
+    "offset_response": _probed("change of D's logits by an offset of the fakes, sd", "offset_response", worst=MOST_OFFSET),
+    "mates_share": _probed("share of a logit's variance due to the others in its batch", "mates_share", worst=0.0),
+    "gradient_cosine": _probed("cosine of a layer's gradients before and after a step below it", "gradient_cosine", worst=-1.0),
     "g_gradient_cosine": _probed(
-        "cosine of a layer's gradients in G before and after a step below it", "gradient_cosine", "generator"
+        "cosine of a layer's gradients in G before and after a step below it", "gradient_cosine", "generator", worst=-1.0
     ),
     "d_gradient_cosine": _probed(
-        "cosine of a layer's gradients in D before and after a step below it", "gradient_cosine", "discriminator"
+        "cosine of a layer's gradients in D before and after a step below it", "gradient_cosine", "discriminator", worst=-1.0
     ),
 }
 

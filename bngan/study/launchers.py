@@ -28,6 +28,7 @@ Chunk = Sequence[Run]
 LAUNCHERS = ("local", "slurm", "ray")
 DAY = 24 * 60  # minutes
 POLL_SECONDS = 1.0
+MOST_RUNS = 8  # of a job, which are all lost if it or the study is killed
 MOST_WORDS = 300  # of what an engine says of a job that is lost
 
 
@@ -109,7 +110,7 @@ class Processes(Generic[Outcome]):
 
     def start(self, runs: Chunk) -> None:
         worker = self._idle.pop() if self._idle else self._new_worker()
-        with suppress(BrokenPipeError):  # it was killed while it was idle, which is heard as if it were at work
+        with suppress(ConnectionError):  # it was killed while it was idle, which is heard as if it were at work
             worker.connection.send(runs)
         self._at_work.append((worker, runs))
 
@@ -212,7 +213,7 @@ class Job(Protocol[Outcome]):
 
 
 class Cluster(Generic[Outcome]):
-    """Jobs of an engine that is there already, each of which does an equal share of the runs that wait.
+    """Jobs of an engine that is there already, each of which does an equal share of the runs that wait, but at most MOST_RUNS.
 
     Args:
         jobs: how many there are at most at a time.
@@ -232,7 +233,7 @@ class Cluster(Generic[Outcome]):
         return bool(self._submitted)
 
     def take(self, waiting: Sequence[Run]) -> Chunk:
-        return waiting[: -(-len(waiting) // self.room)]
+        return waiting[: min(-(-len(waiting) // self.room), MOST_RUNS)]
 
     def start(self, runs: Chunk) -> None:
         self._submitted.append((self.submit(runs), runs))

@@ -81,12 +81,19 @@ def power(
 
 
 def power_table(
-    kind: Kind, margin: float, runs: Sequence[int] = (6, 12, 24, 64), spreads: Sequence[float] | None = None
+    kind: Kind,
+    margin: float,
+    runs: Sequence[int] = (6, 12, 24, 64),
+    spreads: Sequence[float] | None = None,
+    *,
+    strata: int = 1,
+    places: int = 1,
 ) -> list[Power]:
     """Return the power with no effect, an effect as large as the margin, and one twice as large (of ratios its square)."""
     effects = (1.0, margin, margin**2) if kind == "ratio" else (0.0, margin, 2 * margin)
     spreads = spreads or ((0.15, 0.3, 0.5) if kind == "ratio" else (SPREAD[kind],))
-    return [power(kind, n, margin, effect, spread) for spread, effect, n in product(spreads, effects, runs)]
+    cases = product(spreads, effects, runs)
+    return [power(kind, n, margin, effect, spread, strata=strata, places=places) for spread, effect, n in cases]
 
 
 @cache

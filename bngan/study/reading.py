@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,7 +18,7 @@ from bngan.settings import Settings, check_settings
 from bngan.study.endpoints import ENDPOINTS
 from bngan.study.ensemble import structure
 from bngan.study.power import can_decide
-from bngan.study.probes import PROBES
+from bngan.study.probes import PROBE_BATCHES, PROBES
 from bngan.study.spec import AA, DEFAULTS, Arm, Block, Claim, Contrast, Look, Role, Run, Study, Value, planned_runs
 from bngan.study.tasks import TASKS
 
@@ -25,6 +26,11 @@ STUDIES = SHIPPED / "study"
 HINTS = get_type_hints(Settings)
 GIVEN_ELSEWHERE = {"image_shape": "it comes from the task", "seed": "give `seeds` of a block"}
 MOST_SEEDS = 100_000
+MOST_NUMBER = 2**63
+MOST_BATCH = 60_000 // PROBE_BATCHES  # probes look at several batches of the 60,000 digits
+FEWEST_SAMPLES, MOST_SAMPLES = 100, 100_000  # more than the digit net has features; as many as are held at once
+MOST_RATIO = 10.0  # of a margin: the worst FID is no more times the best
+UNFIT = '/\\:*?"<>|'  # for names of files
 Counts = Mapping[tuple[str, str, str], Counter[str]]  # of runs, by context, arm and role; then by values of the axes
 
 
@@ -67,6 +73,18 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int | float) and not abs(value) < MOST_NUMBER:
+                raise OverflowError
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:  # as of 2020-13-45, a date, or !!int ""
+            kind, text = node.tag.rpartition(":")[2], str(node.value)
+            shown = text if len(text) < 30 else f"{text[:20]}..."
+            problem = f"{shown!r} is no {kind} that can be used"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+        return value
+
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("+-0123456789"))
 
@@ -76,6 +94,8 @@ def _parse(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UsageError(yaml_fault(error)) from error
+    except RecursionError as error:
+        raise UsageError("not valid YAML: its lists and names are nested too deeply to be read") from error
 
 
 def _study(name: str, content: Any, sha256: str, source: str) -> Study:
@@ -111,11 +131,11 @@ def _block(name: str, given: Any) -> Block:
         name=name,
         task=_choice(block["task"], TASKS, f"{where}: unknown task"),
         arms={context: _names(arms, f"{where}: arms of {context}") for context, arms in _section(block["arms"], where).items()},
-        axes={str(key): _axis(key, values, where) for key, values in _section(block.get("axes") or {}, where).items()},
+        axes=_axes(block.get("axes") or {}, where),
         chosen_from=None if block.get("chosen_from") is None else str(block["chosen_from"]),
         seeds={role: _seeds(seeds[role], f"{where}: seeds of {role} runs") for role in roles if role in seeds},
         iterations=_count(block["iterations"], f"{where}: iterations"),
-        batch_size=_count(block["batch_size"], f"{where}: batch_size"),
+        batch_size=_count(block["batch_size"], f"{where}: batch_size", most=MOST_BATCH),
         looks=_looks(block["looks"], f"{where}: looks"),
         settings=_settings(block.get("settings"), where),
         chosen_as={context: str(other) for context, other in _section(block.get("chosen_as") or {}, where).items()},
@@ -129,8 +149,10 @@ def _looks(given: Any, where: str) -> tuple[Look, ...]:
     looks = _section(given, where, optional="at samples whole whole_samples probes")
     whole = _counts(looks.get("whole", []), f"{where}: whole")
     every = sorted({*_counts(looks.get("at", []), f"{where}: at"), *whole})
-    samples = _count(looks.get("samples", 2_500), f"{where}: samples")
-    whole_samples = _count(looks.get("whole_samples", 10_000), f"{where}: whole_samples")
+    samples, whole_samples = (
+        _count(looks.get(key, default), f"{where}: {key}", FEWEST_SAMPLES, MOST_SAMPLES)
+        for key, default in (("samples", 2_500), ("whole_samples", 10_000))
+    )
     probes: dict[int, list[str]] = {iteration: [] for iteration in every}
     for probe, iterations in _section(looks.get("probes") or {}, f"{where}: probes").items():
         _choice(probe, PROBES, f"{where}: unknown probe")
@@ -242,9 +264,10 @@ def _flag(given: Any, where: str) -> bool:
     return given
 
 
-def _count(given: Any, where: str) -> int:
-    if type(given) is not int or given < 1:
-        raise UsageError(f"{where} must be a whole number of at least 1, got {given!r}")
+def _count(given: Any, where: str, least: int = 1, most: int = MOST_NUMBER) -> int:
+    if type(given) is not int or not least <= given <= most:
+        limit = "" if most == MOST_NUMBER else f" and at most {most:,}"
+        raise UsageError(f"{where} must be a whole number of at least {least:,}{limit}, got {given!r}")
     return given
 
 
@@ -260,9 +283,18 @@ def _seeds(given: Any, where: str) -> tuple[int, ...]:
     return _distinct(seeds, where)
 
 
+def _axes(given: Any, where: str) -> dict[str, tuple[Value, ...]]:
+    """Return the values of axes, no two of which vary the same setting."""
+    axes = _section(given, where)
+    _distinct((name for names in axes for name in names.split()), f"{where}: settings of axes")
+    return {names: _axis(names, values, where) for names, values in axes.items()}
+
+
 def _axis(names: str, given: Any, where: str) -> tuple[Value, ...]:
     """Return the values of an axis, each of which all settings take that its name tells, parted by spaces."""
     where = f"{where}: axis {names!r}"
+    if not names.split():
+        raise UsageError(f"{where} names no setting; give one or more, such as g_lr d_lr")
     values = [_setting(name, value, where) for value in _list(given, where) for name in names.split()]
     return _distinct(values[:: len(names.split())], where)
 
@@ -323,10 +355,9 @@ def check_study(study: Study) -> None:
     Raises:
         UsageError: naming the first thing that is wrong.
     """
-    if AA in study.arms:
-        raise UsageError(f"arm {AA}: this name is that of an arm trained a second time; take another")
+    _check_names(study)
     for block in study.blocks:
-        _check_names(study, block)
+        _check_arms(study, block)
         _check_seeds(block)
         _check_choice(study, block)
         _check_neighbours(study, block)
@@ -339,14 +370,26 @@ def check_study(study: Study) -> None:
     if both := sorted(of_role["pilot"] & (of_role["fresh"] | again)):
         raise UsageError(f"seed {both[0]} is both pilot and fresh; runs that choose learning rates must not be reported")
     runs = {block.name: planned_runs(study, block) for block in study.blocks}
+    _check_pictures(run for of_block in runs.values() for run in of_block)
     _check_runs(run for of_block in runs.values() for run in of_block)
     _distinct((claim.name for claim in study.claims), "claims")
     counts = {block: _counted(of_block) for block, of_block in runs.items()}
     for claim in study.claims:
         _check_claim(study, claim, counts)
+        _check_measured(claim, runs)
 
 
-def _check_names(study: Study, block: Block) -> None:
+def _check_names(study: Study) -> None:
+    """Refuse names that cannot be parts of the runs' ids and of the names of their pictures."""
+    if AA in study.arms:
+        raise UsageError(f"arm {AA}: this name is that of an arm trained a second time; take another")
+    for kind, names in (("block", [block.name for block in study.blocks]), ("context", study.contexts), ("arm", study.arms)):
+        for name in names:
+            if not name or set(name) & set(UNFIT):
+                raise UsageError(f"{kind} {name!r}: files are named by it; take a name without {' '.join(UNFIT)}")
+
+
+def _check_arms(study: Study, block: Block) -> None:
     where = f"block {block.name}"
     for context, arms in block.arms.items():
         _choice(context, study.contexts, f"{where}: unknown context")
@@ -369,6 +412,8 @@ def _check_seeds(block: Block) -> None:
 def _check_choice(study: Study, block: Block) -> None:
     """Refuse a block whose fresh runs wait for what is never chosen."""
     where, known = f"block {block.name}", {other.name: other for other in study.blocks}
+    for context in block.chosen_as:
+        _choice(context, block.arms, f"{where}: chosen_as is for the contexts of the block, not for")
     if block.chosen_from is None:
         return
     _choice(block.chosen_from, known, f"{where}: chosen_from is the unknown block")
@@ -399,6 +444,15 @@ def _check_neighbours(study: Study, block: Block) -> None:
     contrasts = [contrast for claim in study.claims for contrast in claim.contrasts if contrast.cross_fitted]
     if not any(block.name in contrast.blocks for contrast in contrasts):
         raise UsageError(f"{where}: no contrast reads its neighbours; give those that should cross_fitted: true")
+
+
+def _check_pictures(runs: Iterable[Run]) -> None:
+    """Refuse names of blocks, contexts and arms by which two runs would draw into one file."""
+    pictures: dict[str, Run] = {}
+    for run in runs:
+        other = pictures.setdefault(run.picture, run)
+        if (other.block, other.context, other.arm) != (run.block, run.context, run.arm):
+            raise UsageError(f"{other.id} and {run.id} would both draw {run.picture}; name a block, context or arm otherwise")
 
 
 def _check_runs(runs: Iterable[Run]) -> None:
@@ -462,9 +516,23 @@ def _check_contrast(claim: Claim, contrast: Contrast, counts: Mapping[str, Count
     if contrast.baseline is None and (contrast.pairs or contrast.cross_fitted):
         raise UsageError(f"{where}: pairs and cross_fitted need a baseline, too")
     _distinct(contrast.arms, f"{where}: arms of pairs, whose differences must be independent")
-    if not (contrast.margin > 1 if kind == "ratio" else 0 < contrast.margin < 1):
-        allowed = "above 1, for it is a ratio" if kind == "ratio" else "between 0 and 1, for it is a difference"
+    if not (1 < contrast.margin <= MOST_RATIO if kind == "ratio" else 0 < contrast.margin < 1):
+        allowed = (
+            f"above 1, for it is a ratio, and at most {MOST_RATIO:g}"
+            if kind == "ratio"
+            else "between 0 and 1, for it is a difference"
+        )
         raise UsageError(f"{where}: margin of {contrast.endpoint} must be {allowed}, got {contrast.margin:g}")
+
+
+def _check_measured(claim: Claim, runs: Mapping[str, Iterable[Run]]) -> None:
+    """Refuse a claim with an endpoint that the looks at a block's runs, or the runs themselves, do not give."""
+    for contrast, context in product(claim.contrasts, claim.contexts):
+        for run in (run for block in contrast.blocks for run in runs[block]):
+            asked = run.context == context and run.arm in contrast.arms
+            if asked and (missing := ENDPOINTS[contrast.endpoint].needs.missing(run)):
+                where = f"block {run.block}, context {context}, arm {run.arm}"
+                raise UsageError(f"claim {claim.name}: {contrast.endpoint} is not measured in {where}: {missing}")
 
 
 def _counted(runs: Iterable[Run]) -> Counts:

@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from bngan import __version__
 from bngan.errors import UsageError
 from bngan.files import write_whole
-from bngan.study.spec import Look, Result, Run, Study
+from bngan.study.spec import Look, Result, Run, Study, planned_runs
 
 RESULTS, SOURCE = "results.jsonl", "study.yaml"
 REFERENCES = "references.json"  # floors and controls of the study's tasks
@@ -23,7 +24,7 @@ SAMPLES = "samples"  # folder of the runs' pictures
 
 
 class Record:
-    """The results of a study, each on the disk before it counts.
+    """The results of a study, each on the disk before it counts; `read_results` only reads them.
 
     Args:
         study: the study.
@@ -35,15 +36,19 @@ class Record:
         torn: whether the last line was cut off, as kill -9 does, and has been dropped; its run is to be repeated.
 
     Raises:
-        UsageError: if the folder is another study's or cannot be written.
+        UsageError: if the folder is another study's, has results that are not planned, or cannot be written.
     """
 
     def __init__(self, study: Study, folder: Path, device: str = "cpu") -> None:
         self.path = folder / RESULTS
-        self.results: dict[str, Result] = {}
-        self.torn = False
         try:
-            if not self._read(study):
+            content = self.path.read_bytes() if self.path.exists() else b""
+            whole = whole_lines(content)
+            self.torn = len(whole) < len(content)
+            self.results = results_in(whole, study, self.path)
+            if whole and self.torn:
+                os.truncate(self.path, len(whole))
+            if not whole:
                 write_whole(self.path, _line({"study": study.name, "sha256": study.sha256} | machine(device)))
                 write_whole(folder / SOURCE, study.source.encode())
         except OSError as error:
@@ -64,25 +69,70 @@ class Record:
             raise UsageError(f"cannot write to {self.path}: {error.strerror}; the same command then goes on") from error
         self.results[result.run.id] = result
 
-    def _read(self, study: Study) -> bool:
-        """Take over what is there, and return whether there is anything; a torn last line is cut off."""
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole, _, rest = content.rpartition(b"\n")
-        self.torn = bool(rest)
-        if not whole:
-            return False
-        header, *lines = whole.split(b"\n")
-        if json.loads(header)["sha256"] != study.sha256:
-            raise UsageError(
-                f"{self.path.parent} holds results of another study, or of this one before its file was changed; choose "
-                f"another --output, or go on with {self.path.parent / SOURCE}"
-            )
-        for line in lines:
-            result = result_of(json.loads(line))
-            self.results[result.run.id] = result
-        if rest:
-            os.truncate(self.path, len(whole) + 1)
-        return True
+
+def read_results(study: Study, folder: Path) -> dict[str, Result]:
+    """Return the results in a study's folder by the runs' ids, and change nothing there; a line cut off is left out.
+
+    Raises:
+        UsageError: if there are none, they are another study's, or some are not planned.
+    """
+    path = folder / RESULTS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); name the folder of a study that was run") from error
+    return results_in(whole_lines(content), study, path)
+
+
+def whole_lines(content: bytes) -> bytes:
+    """Return a file's content without what follows its last end of a line."""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def results_in(lines: bytes, study: Study, path: Path) -> dict[str, Result]:
+    """Return the results by the runs' ids in the lines of a file, the first of which tells the study; none in none.
+
+    Raises:
+        UsageError: if they are another study's, or some are not planned.
+    """
+    if not lines:
+        return {}
+    header, *others = lines.splitlines()
+    if json.loads(header)["sha256"] != study.sha256:
+        raise UsageError(
+            f"{path.parent} holds results of another study, or of this one before its file was changed; choose another "
+            f"--output, or go on with {path.parent / SOURCE}"
+        )
+    results = {result.run.id: result for result in map(result_of, map(json.loads, others))}
+    check_planned([result.run for result in results.values()], study, path)
+    return results
+
+
+def check_planned(runs: Iterable[Run], study: Study, path: Path) -> None:
+    """Refuse runs that the study does not have, such as fresh ones at a second value: they would pass for replicates.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    left = Counter(_kind(run) for block in study.blocks for run in planned_runs(study, block))
+    chosen: dict[tuple[str, str, str], Run] = {}  # the first fresh run of each arm whose values are chosen
+    waiting = {block.name for block in study.blocks if block.chosen_from is not None}
+    for run in runs:
+        if run.role == "fresh" and run.block in waiting:
+            first = chosen.setdefault((run.block, run.context, run.arm), run)
+            if first.axes != run.axes:
+                raise UsageError(
+                    f"{path}: {first.id} and {run.id} are fresh runs of one arm at two values of its axes; take out the lines "
+                    "of one value"
+                )
+        left[_kind(run)] -= 1
+        if left[_kind(run)] < 0:
+            raise UsageError(f"{path}: {run.id} is one more than the study has of such runs; take out its line")
+
+
+def _kind(run: Run) -> tuple[str, str, str, str, int]:
+    """Return what tells a planned run from others, as long as the values of its axes are not chosen."""
+    return run.block, run.role, run.context, run.arm, run.seed
 
 
 @contextmanager

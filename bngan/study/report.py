@@ -30,6 +30,16 @@ RULES = {
     "not_worse": "Supported if in no context the arm is worse by the margin (intersection-union, no correction); "
     "contradicted if in any context it is (Holm); else inconclusive.",
 }
+ADJUSTED = (
+    "Supported and contradicted are adjusted for the number of claims (Holm). Conditional and no practical effect are not: "
+    "each is judged by its own claim's intervals alone, so of many claims some may be called so by chance; and conditional "
+    "stands whatever Holm's adjustment says."
+)
+CROSS_FITTED = (
+    "Half of the seeds choose the values of the axes for the other half; the interval's ends are those of the arm at the "
+    "chosen values against the baseline at the best of the values tried here, and of the arm at the best of these against the "
+    "baseline at the chosen ones. "
+)
 
 
 def write_report(study: Study, results: Sequence[Result], folder: Path) -> Path:
@@ -67,6 +77,7 @@ def report(findings: Findings, verdicts: Sequence[Verdict], folder: Path) -> Ite
     yield Heading(2, "Verdicts")
     yield forest(verdicts)
     yield claims(verdicts)
+    yield ADJUSTED
     for verdict in verdicts:
         yield from claim_section(findings, verdict)
     yield from doubts(findings, verdicts, folder)
@@ -145,7 +156,7 @@ def estimates_table(findings: Findings, verdict: Verdict) -> Table:
             number(estimate.contrast.margin),
             runs_text(estimate),
             number(estimate.p),
-            estimate.zone + (f" (about {estimate.needed:,} runs an arm needed)" if estimate.needed else ""),
+            f"{estimate.zone}{needed_text(estimate)}",
         ]
         for role, estimate in estimates_of(verdict)
     ]
@@ -154,6 +165,12 @@ def estimates_table(findings: Findings, verdict: Verdict) -> Table:
         notes.append(f"How much the contexts differ (interaction), 95% interval: {span(verdict.interaction)}.")
     head = ["contrast", "role", "endpoint", "effect (95%)", "90%", "margin", "n", "p", "zone"]
     return Table(head, rows, " ".join(notes))
+
+
+def needed_text(estimate: Estimate) -> str:
+    """Return how many runs would settle an estimate, where more would."""
+    where = "" if estimate.context else " in all contexts"
+    return f" (about {estimate.needed:,} runs an arm needed{where})" if estimate.needed else ""
 
 
 def estimates_of(verdict: Verdict) -> Iterator[tuple[str, Estimate]]:
@@ -170,12 +187,12 @@ def sensitivity_table(findings: Findings, verdict: Verdict) -> Iterator[Table]:
     for _, estimate in estimates_of(verdict):
         found = estimate.sensitivity
         if found.superiority is not None:
-            chance, *ends = found.superiority
+            ends = f" ({span(found.superiority95)})" if found.superiority95 else ""
             rows.append(
                 [
                     f"{findings.contrast_text(estimate.contrast)}, {estimate.context or 'all together'}",
                     ENDPOINTS[estimate.contrast.endpoint].words,
-                    f"{number(chance)} ({span(ends)})",
+                    f"{number(found.superiority)}{ends}",
                     number(found.rank_p),
                     number(found.correlation),
                     span(found.paired95),
@@ -183,7 +200,8 @@ def sensitivity_table(findings: Findings, verdict: Verdict) -> Iterator[Table]:
             )
     note = (
         "Descriptive: by ranks, with failures worst (Brunner and Munzel 2000; Mann and Whitney 1947), and by pairs of "
-        "equal seed. P is the probability that a run of the arm and one of the baseline are as claimed."
+        "equal seed. P is the probability that a run of the arm and one of the baseline are as claimed. No interval is given "
+        "where runs leave no spread to judge by."
     )
     head = ["contrast", "endpoint", "P(as claimed) (95%)", "p of ranks", "correlation of pairs", "paired 95%"]
     if rows:
@@ -202,6 +220,8 @@ def arms_tables(findings: Findings, claim: Claim) -> Iterator[Table]:
         ]
         lines = ", ".join(f"{name} {number(value)}" for name, value in findings.known(block, endpoint).items())
         note = f"Block {block}: {ENDPOINTS[endpoint].words}." + (f" Floor and controls: {lines}." if lines else "")
+        if any(other.neighbours for other in findings.study.blocks if other.name == block):
+            note += " These are the runs at the values that pilots chose; cross-fitted contrasts read those beside them, too."
         if rows:
             yield Table(["arm", "n", "failed (95%)", "mean", "median (95%)", "sd", "least to most"], rows, note)
 
@@ -233,9 +253,11 @@ def protocol(findings: Findings, claim: Claim) -> str:
     contrast = claim.primary
     blocks = [block for block in findings.study.blocks if block.name in contrast.blocks]
     said = "; ".join(f"block {block.name}: {block_text(block)}" for block in blocks)
+    at_once = f" Intervals are simultaneous over the contexts {', '.join(claim.contexts)}." if len(claim.contexts) > 1 else ""
+    at_once = " The interval of each context is a 95% one by itself." if claim.rule == "not_worse" else at_once
     return (
         f"Unit: one run. Contrast that decides: {findings.contrast_text(contrast)}; endpoint: "
         f"{ENDPOINTS[contrast.endpoint].words}; the claim says {contrast.better}; margin {number(contrast.margin)}. "
-        f"{RULES[claim.rule]} Intervals are simultaneous over the contexts {', '.join(claim.contexts)}. Runs: {said}. Last "
-        "iterates; a failed run counts as the worst."
+        f"{CROSS_FITTED if contrast.cross_fitted else ''}{RULES[claim.rule]}{at_once} Runs: {said}. Last iterates; a failed "
+        "run counts as the worst."
     )

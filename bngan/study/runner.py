@@ -13,6 +13,7 @@ from bngan.errors import UsageError
 from bngan.study.launchers import Chunk, Ended, Launcher
 from bngan.study.record import Record
 from bngan.study.spec import Block, Choice, Result, Run, Study, planned_runs, runs_of
+from bngan.study.statistics import choice_made
 
 LINE_SECONDS = 15.0
 Choose = Callable[[Block, Sequence[Result]], Choice]
@@ -92,7 +93,8 @@ class Queue:
             return None
         (source,) = (other for other in self.study.blocks if other.name == block.chosen_from)
         pilots = self._pilots_of(source)
-        return self.choose(source, [result for name, result in self._results.items() if name in pilots])
+        chosen = self.choose(source, [result for name, result in self._results.items() if name in pilots])
+        return {**chosen, **choice_made(self.study, source, self._results.values())}  # fresh runs go on as they began
 
 
 class Progress:

@@ -1,7 +1,7 @@
 """How sure are we? Estimates with intervals and p-values of arrays (..., n) of n runs; leading dimensions are other studies."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from bngan.study.endpoints import Kind, badness
-from bngan.study.spec import Block, Choice, Result, Value, as_number
+from bngan.study.spec import AA, Block, Choice, Result, Study, Value, as_number
 
 Array = NDArray[np.float64]
 BISECTIONS = 45
 NEWTON_STEPS = 60
+ROUNDING = 1e-12  # a standard error below it is one of arithmetic
 
 
 # Distributions --------------------------------------------------------------------------------------------------------
@@ -104,6 +105,11 @@ class Effect(Protocol):
         """The estimate."""
         ...
 
+    @property
+    def alike(self) -> NDArray[np.bool_]:
+        """Whether runs came out so alike that there is no spread by which to judge."""
+        ...
+
     def limits(self, level: float) -> tuple[Array, Array]:
         """Return both ends of the interval that has the truth in it with probability `level`."""
         ...
@@ -130,6 +136,10 @@ class MeanEffect:
     value: Array
     variance: Array
     freedom: Array
+
+    @property
+    def alike(self) -> NDArray[np.bool_]:
+        return np.asarray(self.variance <= ROUNDING**2)
 
     def limits(self, level: float) -> tuple[Array, Array]:
         half = t_quantile((1 - level) / 2, self.freedom) * np.sqrt(self.variance)
@@ -166,6 +176,10 @@ class Bracket:
     def value(self) -> Array:
         return self.chosen.value
 
+    @property
+    def alike(self) -> NDArray[np.bool_]:
+        return self.chosen.alike | self.least.alike | self.most.alike
+
     def limits(self, level: float) -> tuple[Array, Array]:
         low, high = self.chosen.limits(level)
         return np.minimum(low, self.least.limits(level)[0]), np.maximum(high, self.most.limits(level)[1])
@@ -198,6 +212,10 @@ class RateEffect:
     @property
     def value(self) -> Array:
         return self._rate(0) - self._rate(1)
+
+    @property
+    def alike(self) -> NDArray[np.bool_]:
+        return np.zeros(self.counts[0].shape[:-1], dtype=bool)  # Wilson's interval has a width of its own
 
     def limits(self, level: float) -> tuple[Array, Array]:
         return self._limits(np.asarray(normal_quantile((1 - level) / 2)))
@@ -428,36 +446,63 @@ class Chosen:
     """What an arm's pilots chose.
 
     Attributes:
-        axes: the values.
+        axes: the values: of equally good ones the least, or those at which there are fresh runs already.
         regret: by how much the value that half of the pilots choose is worse on the other half than the one which that half
             chooses for itself, and so too large rather than too small: FID's ratio, or a difference of shares of modes
             missed. NaN for a single pilot.
         at_edge: whether a value is the least or the greatest of three or more, so that a better one may lie outside.
+        tied: whether other values did as well.
     """
 
     axes: dict[str, Value]
     regret: float
     at_edge: bool
+    tied: bool
 
 
 def best(scores: Array) -> NDArray[np.int64]:
-    """Return which of the values (..., values, pilots) has the least median, and of equal ones the least mean."""
+    """Return which of the values (..., values, pilots) has the least median, of equals the least mean, of these the first."""
     return np.lexsort((scores.mean(axis=-1), np.median(scores, axis=-1)), axis=-1)[..., 0]
 
 
-def choices(block: Block, results: Sequence[Result]) -> dict[tuple[str, str], Chosen]:
-    """Return what a block's pilots choose, by context and arm; failed runs are the worst, and never left out."""
-    pilots: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    for result in sorted(results, key=lambda result: result.run.seed):
-        run = result.run
-        if run.block == block.name and run.role == "pilot":
-            pilots.setdefault((run.context, run.arm), {}).setdefault(repr(run.axes), []).append(result)
-    return {cell: _chosen(block, by_axes) for cell, by_axes in pilots.items()}
+def by_axes(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Return results by the values of their axes, in the order of these, whichever run ended first; each by seed."""
+    found: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: (*map(_order, result.run.axes.values()), result.run.seed)):
+        found.setdefault(repr(result.run.axes), []).append(result)
+    return found
 
 
-def choose(block: Block, results: Sequence[Result]) -> Choice:
+def _order(value: Value) -> tuple[float, str]:
+    """Return what sorts numbers by size, and words by letters."""
+    return as_number(value), str(value)
+
+
+def choices(block: Block, results: Iterable[Result], made: Choice | None = None) -> dict[tuple[str, str], Chosen]:
+    """Return what a block's pilots choose, by context and arm; failed runs are the worst, and never left out.
+
+    Args:
+        block: whose pilots choose.
+        results: of the study, others than those of the block's pilots being left aside.
+        made: the choice by which there are fresh runs already (see `choice_made`): it stays.
+    """
+    pilots: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.run.block == block.name and result.run.role == "pilot":
+            pilots.setdefault((result.run.context, result.run.arm), []).append(result)
+    return {cell: _chosen(block, by_axes(of), (made or {}).get(cell)) for cell, of in pilots.items()}
+
+
+def choose(block: Block, results: Iterable[Result]) -> Choice:
     """Return the values of the axes that a block's pilots choose, by context and arm."""
     return {cell: chosen.axes for cell, chosen in choices(block, results).items()}
+
+
+def choice_made(study: Study, source: Block, results: Iterable[Result]) -> Choice:
+    """Return the choice of a block's pilots by which there are fresh runs already, by context and arm."""
+    takers = {block.name: block for block in study.blocks if block.chosen_from == source.name}
+    fresh = [result.run for result in results if result.run.block in takers and result.run.role == "fresh"]
+    return {(takers[run.block].chosen_as.get(run.context, run.context), run.arm): run.axes for run in fresh if run.arm != AA}
 
 
 def best_of(values: Array, kind: Kind, *, more: bool, of_means: bool = False) -> Array:
@@ -481,15 +526,17 @@ def cross_fitted(scores: Array, values: Array) -> Array:
     return fitted
 
 
-def _chosen(block: Block, by_axes: dict[str, list[Result]]) -> Chosen:
-    runs = list(by_axes.values())
-    scores = np.array([[badness(result) for result in results] for results in runs])
-    axes = dict(runs[int(best(scores))][0].run.axes)
+def _chosen(block: Block, runs: dict[str, list[Result]], made: Mapping[str, Value] | None) -> Chosen:
+    scores = np.array([[badness(result) for result in results] for results in runs.values()])
+    place = int(best(scores))
+    axes = dict(made or [*runs.values()][place][0].run.axes)
+    ranks = np.stack([np.median(scores, axis=-1), scores.mean(axis=-1)])
+    tied = int((ranks == ranks[:, [place]]).all(axis=0).sum()) > 1
     as_ratio = block.task == "digits"
     regret = regret_of(np.log(scores) if as_ratio else scores)
     numbers = {name: sorted(values, key=as_number) for name, values in block.axes.items() if len(values) > 2}
     at_edge = any(axes[name] in (values[0], values[-1]) for name, values in numbers.items())
-    return Chosen(axes, math.exp(regret) if as_ratio else regret, at_edge)
+    return Chosen(axes, math.exp(regret) if as_ratio else regret, at_edge, tied)
 
 
 def regret_of(scores: Array) -> float:

@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from bngan.study.decisions import (
     WORDS,
     ZONES,
     Decision,
+    Finding,
     Interaction,
     Values,
     Word,
@@ -33,25 +35,29 @@ from bngan.study.decisions import (
 )
 from bngan.study.endpoints import ENDPOINTS
 from bngan.study.spec import Claim, Contrast, Result, Study, planned_runs
-from bngan.study.statistics import Array, Stratum, paired, rank_sum_p, seeds_needed, superiority
+from bngan.study.statistics import Array, Stratum, choice_made, choices, paired, rank_sum_p, seeds_needed, superiority
 
 EXACT_RUNS = 60  # of both arms, up to which ranks are tested over all ways to deal them out
+RATES = {"g_lr", "d_lr"}
+Edges = Collection[tuple[str, str, str]]  # blocks, contexts and arms whose pilots chose the least or the greatest value
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The same runs looked at in other ways, which decide nothing; None where they cannot be.
+    """The same runs looked at in other ways, which decide nothing; None where they cannot be, or have no spread to judge by.
 
     Attributes:
         correlation: over pairs of equal seed.
         paired95: the 95% interval if such pairs are compared.
-        superiority: P(a run of the arm has more, or less, than one of the baseline, as claimed), and its 95% interval.
+        superiority: P(a run of the arm has more, or less, than one of the baseline, as claimed).
+        superiority95: its 95% interval.
         rank_p: two-sided, of the rank sums (Wilcoxon, Mann and Whitney): exact for few runs.
     """
 
     correlation: float | None = None
     paired95: tuple[float, float] | None = None
-    superiority: tuple[float, float, float] | None = None
+    superiority: float | None = None
+    superiority95: tuple[float, float] | None = None
     rank_p: float | None = None
 
 
@@ -68,7 +74,7 @@ class Estimate:
         n: runs of the arm and of the baseline.
         zone: where the intervals lie.
         p: one-sided, of the test that would support the claim: below 0.025 if the 95% interval does.
-        needed: runs of an arm that would settle it, where it is inconclusive.
+        needed: runs of an arm, in all contexts that are pooled, that would settle it, where more of them would.
         sensitivity: the same by pairs and by ranks.
     """
 
@@ -140,28 +146,38 @@ def judge(study: Study, results: Sequence[Result]) -> list[Verdict]:
     """
     check_complete(study, results)
     values = read_values(study, results)
-    decisions = decide(study.claims, values)
-    return [_verdict(study, claim, decision, values) for claim, decision in zip(study.claims, decisions, strict=True)]
+    decisions, edges = decide(study.claims, values), _edges(study, results)
+    return [_verdict(study, claim, decision, values, edges) for claim, decision in zip(study.claims, decisions, strict=True)]
 
 
-def _verdict(study: Study, claim: Claim, decision: Decision, values: Values) -> Verdict:
-    estimates = _estimates(values, claim, claim.primary, claim.rule)
-    also, secondary = (
-        tuple(estimate for contrast in contrasts for estimate in _estimates(values, claim, contrast, claim.rule))
-        for contrasts in (claim.also, claim.secondary)
+def _edges(study: Study, results: Sequence[Result]) -> Edges:
+    """Return whose pilots chose a value at an edge of those that were tried."""
+    return {
+        (block.name, *cell)
+        for block in study.blocks
+        for cell, chosen in choices(block, results, choice_made(study, block, results)).items()
+        if chosen.at_edge
+    }
+
+
+def _verdict(study: Study, claim: Claim, decision: Decision, values: Values, edges: Edges) -> Verdict:
+    estimates, *others = (_estimates(values, claim, contrast, claim.rule) for contrast in (claim.primary, *claim.also))
+    secondary, controls = (
+        tuple(estimate for contrast in contrasts for estimate in _estimates(values, claim, contrast, rule))
+        for contrasts, rule in ((claim.secondary, claim.rule), (claim.controls, "beyond"))
     )
-    controls = tuple(estimate for contrast in claim.controls for estimate in _estimates(values, claim, contrast, "beyond"))
+    pooled = [each[-1] for each in (estimates, *others)]
     widest = max(decision.interactions, key=lambda found: (bool(found.differs), abs(float(sum(found.limits)))), default=None)
     return Verdict(
         claim=claim,
         word=WORDS[int(decision.word)],
-        sentence=_sentence(study, claim, decision, estimates, widest),
+        sentence=_sentence(study, claim, decision, estimates, pooled, widest) + _at_chosen(study, claim, edges),
         estimates=estimates,
         interaction=None if widest is None else _shown_ends(claim.primary, widest.limits),
-        also=also,
+        also=tuple(estimate for each in others for estimate in each),
         controls=controls,
         secondary=secondary,
-        would_change=_would_change(claim, decision, estimates[-1]),
+        would_change=_would_change(claim, decision, pooled),
         p_holm=float(decision.p),
     )
 
@@ -180,7 +196,8 @@ def _estimate(values: Values, contrast: Contrast, contexts: Sequence[str], rule:
     n = sum(stratum.arm.shape[-1] for stratum in strata)
     low, high = finding.effect.limits(1 - 2 * TAIL / (1 if rule == "not_worse" else places))
     zone = int(finding.zone)
-    more_would_tell = zone == INCONCLUSIVE and not finding.unreached
+    more_would_tell = zone == INCONCLUSIVE and not finding.unreached and not finding.alike
+    needed = seeds_needed(n, float(high - low) / 2, margin_of(contrast)) if more_would_tell else None
     return Estimate(
         contrast=contrast,
         context=None if pooled else contexts[0],
@@ -190,7 +207,7 @@ def _estimate(values: Values, contrast: Contrast, contexts: Sequence[str], rule:
         n=(n, sum(0 if stratum.baseline is None else stratum.baseline.shape[-1] for stratum in strata)),
         zone=ZONES[zone],
         p=float(finding.p),
-        needed=seeds_needed(n, float(high - low) / 2, margin_of(contrast)) if more_would_tell else None,
+        needed=needed if needed and needed > n else None,  # fewer are of no use: the effect is too near to a margin
         sensitivity=_sensitivity(values, contrast, contexts, strata),
     )
 
@@ -203,12 +220,13 @@ def _sensitivity(values: Values, contrast: Contrast, contexts: Sequence[str], st
     seeds = strata_of(values, contrast, contexts, "seed")
     if all(stratum.baseline is not None and np.array_equal(stratum.arm, stratum.baseline) for stratum in seeds):
         correlation, effect = paired(strata, endpoint.kind, more=contrast.better == "more", of_means=endpoint.of_means)
-        paired95 = _shown_ends(contrast, effect.limits(1 - 2 * TAIL))
+        paired95 = None if effect.alike else _shown_ends(contrast, effect.limits(1 - 2 * TAIL))
     wins = superiority(strata, more=contrast.better == "more")
-    few = all(s.baseline is not None and len(s.arm) + len(s.baseline) <= EXACT_RUNS for s in strata)
-    rank_p = rank_sum_p(strata) if few else min(1.0, 2 * float(min(wins.p_above(0.5), wins.p_below(0.5))))
     low, high = (float(np.clip(end, 0, 1)) for end in wins.limits(1 - 2 * TAIL))
-    return Sensitivity(correlation, paired95, (float(wins.value), low, high), rank_p)
+    rank_p = None if wins.alike else min(1.0, 2 * float(min(wins.p_above(0.5), wins.p_below(0.5))))
+    if all(s.baseline is not None and len(s.arm) + len(s.baseline) <= EXACT_RUNS for s in strata):
+        rank_p = rank_sum_p(strata)
+    return Sensitivity(correlation, paired95, float(wins.value), None if wins.alike else (low, high), rank_p)
 
 
 def _shown(contrast: Contrast, effect: float) -> float:
@@ -243,8 +261,15 @@ SAID = {
 }
 
 
-def _sentence(study: Study, claim: Claim, decision: Decision, estimates: Sequence[Estimate], widest: Interaction | None) -> str:
-    """Return a verdict with its numbers."""
+def _sentence(
+    study: Study,
+    claim: Claim,
+    decision: Decision,
+    estimates: Sequence[Estimate],
+    pooled: Sequence[Estimate],
+    widest: Interaction | None,
+) -> str:
+    """Return a verdict with its numbers: those of the primary contrast in all contexts, and of all that decide, pooled."""
     word, effect = int(decision.word), _effect_text(study, estimates[-1])
     if word == NOT_INFORMATIVE:
         failed = "; ".join(
@@ -258,18 +283,30 @@ def _sentence(study: Study, claim: Claim, decision: Decision, estimates: Sequenc
         each = _each(claim, widest, estimates[:-1])
         said = f"{each} differ by {low} to {high}, which is beyond the margin; over all of them {effect}"
     else:
-        said = f"{effect}; {_said(claim, decision, estimates[-1])}{_but(study, claim, decision)}"
-    return f"{WORDS[word].capitalize()}: {said}.{_at_chosen(study, claim.primary)}"
+        said = f"{effect}; {_said(claim, decision.overall, estimates[-1])}{_but(study, claim, decision, pooled[1:])}"
+    return f"{WORDS[word].capitalize()}: {said}."
 
 
-def _at_chosen(study: Study, contrast: Contrast) -> str:
+def _at_chosen(study: Study, claim: Claim, edges: Edges) -> str:
     """Return, where values of axes were chosen, what keeps a verdict from resting on a bad choice, or that nothing does."""
+    contrast = claim.primary
+    blocks = [block for block in study.blocks if block.name in contrast.blocks]
+    if not contrast.cross_fitted and all(block.chosen_from is None for block in blocks):
+        return ""
+    sources = [block for block in study.blocks if block.name in {other.chosen_from or other.name for other in blocks}]
+    values = "rates" if {name for source in sources for axis in source.axes for name in axis.split()} <= RATES else "values"
+    said = f" This holds at the {values} that pilots chose."
     if contrast.cross_fitted:
-        return (
-            " Half of the seeds chose rates for the other half; the interval's ends are against the other arm at its best rate."
+        said = (
+            f" Half of the seeds chose {values} for the other half; the interval's ends are against the other arm at the best "
+            f"of the {values} tried here."
         )
-    chosen = any(block.chosen_from is not None for block in study.blocks if block.name in contrast.blocks)
-    return " This holds at the rates that pilots chose." if chosen else ""
+    at_edge = [
+        f"{_label(study, arm)} in {context}"
+        for context, arm in product(claim.contexts, dict.fromkeys(contrast.arms))
+        if any((block.chosen_from or block.name, block.chosen_as.get(context, context), arm) in edges for block in blocks)
+    ]
+    return f"{said} At an edge of what was tried, beyond which a better one may lie: {', '.join(at_edge)}." if at_edge else said
 
 
 def _each(claim: Claim, widest: Interaction, estimates: Sequence[Estimate]) -> str:
@@ -283,51 +320,61 @@ def _each(claim: Claim, widest: Interaction, estimates: Sequence[Estimate]) -> s
     return f"it depends on {name}: {each}, which"
 
 
-def _said(claim: Claim, decision: Decision, estimate: Estimate) -> str:
-    if int(decision.overall.zone) == INCONCLUSIVE and decision.overall.unreached:
+def _said(claim: Claim, finding: Finding, estimate: Estimate) -> str:
+    """Return what the interval of a contrast says."""
+    contrast, margin = estimate.contrast, margin_of(estimate.contrast)
+    if int(finding.zone) == INCONCLUSIVE and finding.unreached:
         return "in both arms most runs never came so far, so that equal times tell nothing"
-    margin = margin_of(claim.primary)
-    ends = sorted(_shown(claim.primary, end) for end in (-margin, margin))
-    return SAID[int(decision.overall.zone), claim.rule].format(
-        margin=_number(_shown(claim.primary, margin)),
-        worse=_number(_shown(claim.primary, -margin)),
+    if int(finding.zone) == INCONCLUSIVE and finding.alike:
+        return "runs came out alike, so that there is no spread to judge by"
+    ends = sorted(_shown(contrast, end) for end in (-margin, margin))
+    return SAID[int(finding.zone), claim.rule].format(
+        margin=_number(_shown(contrast, margin)),
+        worse=_number(_shown(contrast, -margin)),
         inside=" to ".join(_number(end) for end in ends),
         low90=_number(estimate.interval90[0]),
         high90=_number(estimate.interval90[1]),
     )
 
 
-def _but(study: Study, claim: Claim, decision: Decision) -> str:
+def _but(study: Study, claim: Claim, decision: Decision, also: Sequence[Estimate]) -> str:
     """Return why a verdict is not the zone of the primary contrast."""
     if int(decision.word) == int(decision.overall.zone):
         return ""
     others = [
-        f"{_contrast_text(study, contrast)}, which must be supported as well, is {ZONES[int(found.zone)]}"
-        for contrast, found in zip(claim.also, decision.also, strict=True)
+        f"{_contrast_text(study, estimate.contrast)}, which must be supported as well, is {ZONES[int(found.zone)]} "
+        f"({_effect_text(study, estimate)}; {_said(claim, found, estimate)})"
+        for found, estimate in zip(decision.also, also, strict=True)
         if int(found.zone) != SUPPORTED
     ]
     p = float(decision.p if int(decision.overall.zone) == SUPPORTED else decision.against)
     return "; but " + ("; ".join(others) or f"adjusted for {len(study.claims)} claims (Holm) p is {p:.2g}, above {TAIL}")
 
 
-def _would_change(claim: Claim, decision: Decision, estimate: Estimate) -> str:
-    """Return what would change a verdict, from the interval of the primary contrast over all contexts."""
-    word, ends = int(decision.word), estimate.interval95
+def _would_change(claim: Claim, decision: Decision, pooled: Sequence[Estimate]) -> str:
+    """Return what would change a verdict, from the interval over all contexts of the first contrast that makes it so."""
+    word, findings = int(decision.word), (decision.overall, *decision.also)
+    place = next((place for place, found in enumerate(findings) if int(found.zone) == word), 0)
+    finding, estimate = findings[place], pooled[place]
+    ends = estimate.interval95
     if word == NOT_INFORMATIVE:
         return "Controls that come out as they must: with more runs, or where they are known to."
     if word == CONDITIONAL:
         return "Contexts that differ by less than the margin, or whose difference has an interval that reaches within it."
-    if word == INCONCLUSIVE and int(decision.overall.zone) != INCONCLUSIVE:
-        return "More runs, and so a smaller p-value, or support for all that must be supported as well."
-    if word == INCONCLUSIVE and decision.overall.unreached:
+    if word == INCONCLUSIVE and int(finding.zone) != INCONCLUSIVE:
+        return "More runs, and so a smaller p-value."
+    if word == INCONCLUSIVE and finding.unreached:
         return "Longer runs, of which most come so far."
+    if word == INCONCLUSIVE and finding.alike:
+        return "Runs that do not all come out alike."
     if word == INCONCLUSIVE:
-        wanted = f"about {estimate.needed:,}" if estimate.needed and estimate.needed > estimate.n[0] else "more"
-        return f"With {wanted} runs of an arm in place of {estimate.n[0]:,} the interval would be narrow enough to tell."
+        wanted = f"about {estimate.needed:,}" if estimate.needed else "more"
+        where = "" if estimate.context else " in all contexts"
+        return f"With {wanted} runs of an arm{where} in place of {estimate.n[0]:,} the interval would be narrow enough to tell."
     if word == NO_EFFECT:
         return f"A margin within the 90% interval, {_number(estimate.interval90[0])} to {_number(estimate.interval90[1])}."
     if claim.rule == "beyond":
-        near = min(ends, key=lambda end: abs(end - _as_ratio(claim.primary)))
+        near = min(ends, key=lambda end: abs(end - _as_ratio(estimate.contrast)))
         return f"A margin that the interval reaches: one beyond {_number(near)}."
     return f"A margin that the interval, {_number(ends[0])} to {_number(ends[1])}, reaches."
 

@@ -12,16 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from bngan.blocks import GeneratorNetwork
 from bngan.errors import UsageError
 from bngan.export import forms
 from bngan.export.about import KEY, About
-from bngan.export.forms import example, largest_difference, read, to_safetensors, write
+from bngan.export.forms import draft, example, largest_difference, read, to_safetensors
 from bngan.settings import Settings
 from tests.export.test_fold import CONV, MLP, trained
 
 
 def about(**settings: Any) -> About:
     return About(Settings(**settings), batch_size=16, iteration=3, weights="ema", statistics="running", metrics={"fid": 2.5})
+
+
+def write(generator: GeneratorNetwork, known: About, path: Path, *, fold: bool = False) -> float:
+    content, difference = draft(generator, known, path, fold=fold)
+    path.write_bytes(content)
+    return difference
 
 
 def exported(path: Path, **settings: Any) -> Path:
@@ -93,6 +100,7 @@ def test_weights_of_half_precision_are_written_in_single(tmp_path: Path) -> None
     generator = trained(**MLP).bfloat16()
     assert write(generator, about(**MLP), tmp_path / "g.safetensors") < 1e-6
     assert {value.dtype for value in read(tmp_path / "g.safetensors").network.parameters()} == {torch.float32}
+    assert {value.dtype for value in generator.parameters()} == {torch.bfloat16}, "the original is as it was"
 
 
 def test_what_would_differ_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,6 +169,39 @@ WRONG: dict[str, tuple[Callable[[dict[str, torch.Tensor]], bytes], str]] = {
     "something unknown": (lambda weights: save(weights, {KEY: changed(more=1)}), "more"),
     "another network": (lambda weights: save(weights, {KEY: changed(network="classifier")}), "damaged"),
     "batches of nothing": (lambda weights: save(weights, {KEY: changed(batch_size=0)}), "0 images"),
+    **{
+        f"{name} {value}": (
+            lambda weights, name=name, value=value: save(weights, {KEY: changed(**{name: value})}),
+            f"{name} cannot",
+        )
+        for name, value in (
+            ("statistics", "foo"),
+            ("weights", "foo"),
+            ("weights", ["x"]),
+            ("metrics", {"fid": "x"}),
+            ("metrics", [1]),
+            ("floor", {"fid": None}),
+            ("iteration", "a"),
+            ("iteration", True),
+            ("recipe", 3),
+            ("folded", 1),
+        )
+    },
+    **{
+        f"{name} {value}": (lambda weights, name=name, value=value: save(weights, {KEY: with_settings(**{name: value})}), words)
+        for name, value, words in (
+            ("seed", "x", "seed cannot be 'x'"),
+            ("classes", 0.0, "classes cannot be 0.0"),
+            ("image_shape", [16, 1], "image_shape cannot be (16, 1)"),
+            ("image_shape", [16, 1, 1], "16 channels"),
+            ("image_shape", [1, -4, -4], "image_shape must be of numbers that are at least 1"),
+            ("g_depth", 10**9, "g_depth must be at least 1 and at most 64"),
+        )
+    },
+    "complex numbers": (
+        lambda weights: save({name: value.to(torch.complex64) for name, value in weights.items()}, {KEY: changed()}),
+        "numbers of another kind, torch.complex64",
+    ),
     "folded that is not": (lambda weights: save(weights, {KEY: changed(folded=True)}), "damaged"),
 }
 

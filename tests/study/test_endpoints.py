@@ -87,7 +87,8 @@ def test_failed_runs_are_the_worst_everywhere() -> None:
         "fid_late_to_early": 33.2 / 7.8,
         "running_to_precise": 33.2 / 7.8,
         "mates_share": 0.0,
-        "gradient_cosine": 0.0,
+        "offset_response": 10.0,
+        "gradient_cosine": -1.0,
     }
     assert {name: ENDPOINTS[name].of(failed) for name in worst} == pytest.approx(worst)
     assert all(math.isfinite(endpoint.of(failed)) for endpoint in ENDPOINTS.values())
@@ -117,6 +118,26 @@ def test_running_statistics_are_compared_with_precise_ones_of_the_same_look() ->
     )
     assert [ENDPOINTS[name].of(found) for name in names] == [2.0, 3.0, 3.0, 1.0, 4.0, 3.0]
     assert ENDPOINTS["fid_late_to_early"].of(found) == pytest.approx(4 / 9)
+
+
+def test_no_run_that_came_to_its_end_is_worse_than_one_that_failed() -> None:
+    measured = [
+        {"iteration": iteration, "weights": "raw", "statistics": statistics, **GOOD, "fid": fid}
+        for iteration, statistics, fid in (
+            (100, "running", 30.0),
+            (100, "precise", 2.0),
+            (1000, "running", 30.0),
+            (1000, "precise", 2.0),
+        )
+    ]
+    probed = ({"iteration": 1000, "probe": "offset_response", "value": 40.0},)
+    worst = {"running_to_precise": 33.2 / 7.8, "running_to_precise_early": 33.2 / 7.8, "offset_response": 10.0}
+    found = replace(result(), measured=tuple(measured), probed=probed)
+    assert {name: ENDPOINTS[name].of(found) for name in worst} == pytest.approx(worst)
+    point = [entry | {"pixel_variance": 0.0, "fid": 3.0} for entry in measured]
+    assert ENDPOINTS["running_to_precise"].of(replace(found, measured=tuple(point))) == pytest.approx(33.2 / 7.8)
+    late = replace(found, measured=(measured[0] | {"fid": 2.0}, measured[2]))
+    assert ENDPOINTS["fid_late_to_early"].of(late) == pytest.approx(33.2 / 7.8)
 
 
 def test_cosine_is_the_mean_over_looks_of_a_networks_mean_over_layers() -> None:

@@ -283,7 +283,7 @@ def test_a_member_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     ensemble.save_member(1, tmp_path / "runs" / "one.ckpt")
     assert torch.equal(torch.get_rng_state(), state)
-    gan, member = load_gan(tmp_path / "runs" / "one.ckpt"), ensemble.member(1).float()
+    gan, member = load_gan(tmp_path / "runs" / "one.ckpt"), ensemble.member(1)  # both in float64
     assert gan.settings == member.settings
     assert (int(gan.iteration), int(gan.normalized_together)) == (4, BATCH)
     with gan.sampler("ema") as ours, member.sampler("ema") as theirs:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_what_goes_wrong_in_a_process_is_told_here() -> None:
         launcher.close()
 
 
-def test_idle_process_that_is_killed_is_a_fault_of_the_machine() -> None:
+def test_idle_process_that_is_killed_is_a_fault_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(connection: Connection, runs: list[Run]) -> None:
+        raise ConnectionResetError
+
     launcher = Processes(1, at_once)
     try:
         (result,) = all_done(launcher, RUNS[:1])
@@ -82,6 +86,9 @@ def test_idle_process_that_is_killed_is_a_fault_of_the_machine() -> None:
         while not ended:
             ended = launcher.ended()
         assert (ended[0].outcomes, ended[0].fault) == (None, "its process ended: Killed")
+        monkeypatch.setattr(Connection, "send", reset)  # as some systems say the same
+        launcher.start(RUNS[:1])
+        assert launcher.busy
     finally:
         launcher.close()
 
@@ -154,6 +161,13 @@ def test_cluster_jobs_share_what_waits_and_what_is_lost_comes_back_as_nothing() 
         (4, ""),
     ]
     assert sorted(sizes) == [4, 6]
+
+
+def test_cluster_job_is_of_few_runs_so_that_little_is_lost_with_it() -> None:
+    with ThreadPoolExecutor() as pool:
+        cluster: Cluster[Result] = Cluster(1, lambda runs: pool.submit(lambda: [at_once(run) for run in runs]))
+        assert [run.id for run in cluster.take(RUNS)] == [run.id for run in RUNS[:8]]
+        assert len(cluster.take(RUNS[:3])) == 3
 
 
 @pytest.mark.parametrize(("engine", "package"), [("slurm", "submitit"), ("ray", "ray")])

@@ -169,6 +169,13 @@ def test_power_table_has_shares_that_add_up_and_grow_with_runs() -> None:
         assert rows == power_table(kind, margin, runs=(6, 24)), "the same every time"
 
 
+def test_power_table_is_of_as_many_strata_and_intervals_at_once_as_it_is_asked_for() -> None:
+    def supported(strata: int, places: int) -> float:
+        return power_table("ratio", 1.25, runs=(4,), spreads=(0.3,), strata=strata, places=places)[-1].shares["supported"]
+
+    assert supported(1, 4) < supported(1, 1) < supported(4, 1)
+
+
 @pytest.mark.parametrize(("kind", "margin", "too_few"), [("ratio", 1.25, 2), ("difference", 0.05, 1), ("rate", 0.1, 6)])
 def test_study_that_could_never_tell_is_known_before_it_starts(kind: Kind, margin: float, too_few: int) -> None:
     assert not can_decide(kind, too_few, margin)

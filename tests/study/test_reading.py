@@ -10,6 +10,7 @@ import yaml
 
 from bngan.cli import main
 from bngan.errors import UsageError
+from bngan.study.endpoints import ENDPOINTS
 from bngan.study.reading import STUDIES, find_study, read_study
 from bngan.study.spec import Contrast, Look, planned_runs
 
@@ -208,7 +209,11 @@ MISTAKES = {
         "arm: aa, baseline: a3, blocks: F",
         "claim 4: block F has no arm 'aa' in context T",
     ),
-    "a ratio's margin": ("margin: 1.25", "margin: 0.8", "margin of fid must be above 1, for it is a ratio, got 0.8"),
+    "a ratio's margin": (
+        "margin: 1.25",
+        "margin: 0.8",
+        "margin of fid must be above 1, for it is a ratio, and at most 10, got 0.8",
+    ),
     "a difference's margin": ("margin: 0.05", "margin: 5", "margin of mates_share must be between 0 and 1"),
     "a margin of words": ("margin: 0.05", "margin: small", "primary: margin must be a number, got 'small'"),
     "conditions of one level": (
@@ -252,6 +257,39 @@ MISTAKES = {
         "blocks: [F], cross_fitted: true",
         "cross_fitted needs two values of an axis of block F",
     ),
+    "an impossible date": (
+        "title: A small study",
+        "title: 2020-13-45",
+        "line 2: '2020-13-45' is no timestamp that can be used",
+    ),
+    "a tag of nothing": ("title: A small study", 'title: !!int ""', "line 2: '' is no int that can be used"),
+    "a tag of a word": ("title: A small study", "title: !!float x", "line 2: 'x' is no float that can be used"),
+    "a tag of perhaps": ("title: A small study", "title: !!bool maybe", "line 2: 'maybe' is no bool that can be used"),
+    "a number of 5,000 digits": ("batch_size: 32", "batch_size: " + 5_000 * "9", r"'9{20}\.\.\.' is no int that can be used"),
+    "a number beyond all": ("hidden_dim: 16", "g_lr: 0x" + 5_000 * "f", r"'0xf{18}\.\.\.' is no int that can be used"),
+    "3,000 lists in lists": ("title: A small study", "title: " + 3_000 * "[", "nested too deeply to be read"),
+    "an axis of nothing": ("g_lr d_lr: [2e-4", '"": [2e-4', "axis '' names no setting; give one or more"),
+    "an axis of one setting twice": ("g_lr d_lr: [2e-4", "g_lr g_lr: [2e-4", "block A: settings of axes: 'g_lr' stands twice"),
+    "two axes of one setting": ("{g_lr d_lr: [", "{g_lr: [1e-3], g_lr d_lr: [", "settings of axes: 'g_lr' stands twice"),
+    "an infinite margin": ("margin: 1.25", "margin: .inf", r"'\.inf' is no float that can be used"),
+    "a margin beyond all": ("margin: 1.25", "margin: 1e18", r"must be above 1, for it is a ratio, and at most 10, got 1e\+18"),
+    "one sample": ("samples: 500", "samples: 1", "samples must be a whole number of at least 100 and at most 100,000, got 1"),
+    "too many samples": (
+        "whole_samples: 1000",
+        "whole_samples: 1000000000",
+        "whole_samples must be .* at most 100,000, got 10",
+    ),
+    "too large a batch": (
+        "batch_size: 32",
+        "batch_size: 10000000",
+        "batch_size must be .* at least 1 and at most 7,500, got 1",
+    ),
+    "a choice for no context": (
+        "chosen_from: A",
+        "chosen_from: A\n    chosen_as: {C: B}",
+        "block F: chosen_as is for the contexts of the block, not for 'C'; choose from T, B",
+    ),
+    "a name that is a path": ("  a0: {label", "  a/0: {label", "arm 'a/0': files are named by it; take a name without /"),
     "a direction": ("better: less", "better: lower", "unknown better 'lower'; choose from less, more"),
 }
 
@@ -265,6 +303,44 @@ def test_mistake_is_told_in_a_line(case: str, tmp_path: Path) -> None:
         read_study(path)
     assert str(told.value).startswith(f"{path}: ")
     assert "\n" not in str(told.value)
+
+
+UNMEASURED: dict[str, tuple[str, dict[str, Any], str]] = {
+    # an endpoint, what its block has otherwise, and words of the line
+    "a probe that no look makes": ("mates_share", {"looks": {"whole": [40]}}, "arm a0: no look makes probe mates_share"),
+    "coverage at the end": ("coverage", {"looks": {"at": [40], "whole": [20]}}, "it needs a whole look at the end"),
+    "FID of points": ("fid", {"task": "ring"}, "task ring has no such measure, but digits"),
+    "classes of points": ("class_kl", {"task": "grid"}, "task grid has no such measure, but digits, stack2"),
+    "an average that is not kept": ("fid_ema", {"settings": {"ema_decay": 0}}, "no average of G's weights is kept"),
+    "running statistics without norm": ("running_to_precise", {}, "arm a0: G has no batch norm"),
+    "early and late of one look": ("fid_late_to_early", {}, "it needs whole looks, 2 at least"),
+    "a time by one look": ("time_to_good", {"looks": {"at": [40]}}, "it needs 2 looks"),
+    "a collapse within the first iterations": ("point_collapse", {}, "it needs a look after more than 146 iterations"),
+}
+
+
+@pytest.mark.parametrize("case", UNMEASURED)
+def test_endpoint_that_nothing_measures_is_told_before_the_first_run(case: str, tmp_path: Path) -> None:
+    endpoint, change, words = UNMEASURED[case]
+    content: dict[str, Any] = yaml.safe_load(TEXT)
+    content["blocks"]["F"] |= change
+    (claim,) = content["claims"]
+    margin = 1.25 if ENDPOINTS[endpoint].kind == "ratio" else 0.05
+    claim["secondary"] = [claim["primary"] | {"endpoint": endpoint, "margin": margin}]
+    claim["primary"] |= {"endpoint": "modes_share"}
+    with pytest.raises(UsageError, match=rf"claim 4: {endpoint} is not measured in block F, context T, .*{words}"):
+        read_study(written(tmp_path, yaml.safe_dump(content)))
+    claim["secondary"] = []
+    assert read_study(written(tmp_path, yaml.safe_dump(content))).claims
+
+
+def test_names_that_make_one_picture_of_two_runs_are_told(tmp_path: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(TEXT)
+    content["contexts"]["T_a0"] = {}
+    content["arms"]["a0_a0"] = {}
+    content["blocks"]["A"]["arms"] |= {"T": ["a0", "a3", "a0_a0"], "T_a0": ["a0"]}
+    with pytest.raises(UsageError, match=r"A/T/a0_a0/0\.0002/101 and A/T_a0/a0/0\.0002/101 would both draw A_T_a0_a0_0"):
+        read_study(written(tmp_path, yaml.safe_dump(content)))
 
 
 @pytest.mark.parametrize(

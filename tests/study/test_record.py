@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from bngan.errors import UsageError
-from bngan.study.record import Record, locked
-from bngan.study.spec import Look, Result, runs_of
-from tests.study.stand_ins import small_study
+from bngan.study.record import Record, locked, read_results
+from bngan.study.runner import Queue
+from bngan.study.spec import Look, Result, first_choice, runs_of
+from tests.study.stand_ins import at_once, small_study
 
 STUDY = small_study()
+FRESH = STUDY.blocks[1]
 RUNS = [replace(run, looks=(Look(10, 100, True, ("mates_share",)),)) for run in runs_of(STUDY, STUDY.blocks[0])]
 RESULTS = [
     Result(
@@ -68,6 +70,44 @@ def test_record_cut_off_in_its_first_line_begins_anew(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
     assert Record(STUDY, tmp_path).results == {}
     assert json.loads(path.read_text())["sha256"] == STUDY.sha256
+
+
+def test_who_only_reads_changes_nothing(tmp_path: Path) -> None:
+    path = recorded(tmp_path)
+    path.write_bytes(cut := path.read_bytes()[:-40])
+    assert list(read_results(STUDY, tmp_path).values()) == RESULTS[:-1]
+    assert path.read_bytes() == cut
+    with pytest.raises(UsageError, match="another study"):
+        read_results(replace(STUDY, sha256="1" * 64), tmp_path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_results(STUDY, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_more_runs_than_planned_are_refused(tmp_path: Path) -> None:
+    first, second = ({cell: {"g_lr d_lr": rate} for cell in first_choice(STUDY, FRESH)} for rate in (0.001, 0.01))
+    fresh, again = (runs_of(STUDY, FRESH, choice) for choice in (first, second))
+    record = Record(STUDY, tmp_path)
+    for run in [*RUNS, *fresh]:
+        record.add(at_once(run))
+    assert len(Record(STUDY, tmp_path).results) == len(RUNS) + len(fresh)
+    surplus = replace(RUNS[0], id=f"{RUNS[0].id}/again")
+    for more, words in ((again[0], "are fresh runs of one arm at two values"), (surplus, "/again is one more than the study")):
+        whole = record.path.read_bytes()
+        record.add(at_once(more))
+        for read in (Record, read_results):
+            with pytest.raises(UsageError, match=words):
+                read(STUDY, tmp_path)
+        record.path.write_bytes(whole)
+
+
+def test_fresh_runs_go_on_at_the_value_at_which_they_began() -> None:
+    choice = {cell: {"g_lr d_lr": 0.01} for cell in first_choice(STUDY, FRESH)}
+    begun = runs_of(STUDY, FRESH, choice)[:1]
+    queue = Queue(STUDY, map(at_once, [*RUNS, *begun]), lambda block, pilots: first_choice(STUDY, FRESH))
+    rates = {(run.context, run.arm): run.axes["g_lr d_lr"] for run in queue.waiting}
+    assert len(queue.waiting) == 10
+    assert rates == {("T", "a0"): 0.01, ("T", "a3"): 0.001, ("B", "a3"): 0.001, ("B", "aa"): 0.001}
 
 
 def test_another_study_in_the_same_folder_is_refused(tmp_path: Path) -> None:

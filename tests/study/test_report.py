@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from bngan.errors import UsageError
-from bngan.study.doubts import objections_to, spaces_section, strip_of
+from bngan.study.doubts import block_text, choices_table, objections_to, sizes_of, spaces_section, strip_of
 from bngan.study.endpoints import badness
 from bngan.study.findings import Findings
 from bngan.study.pace import MILLISECONDS
 from bngan.study.page import Heading, Table, as_html, as_markdown
-from bngan.study.report import claims_table, write_report
-from bngan.study.spec import Arm, Result, Study
+from bngan.study.report import claims_table, protocol, write_report
+from bngan.study.spec import AA, Arm, Result, Study
 from bngan.study.verdicts import judge
 from tests.study.made_up import made_up_results, made_up_study
 
@@ -126,6 +126,53 @@ def test_objections_are_answered_by_what_the_study_has() -> None:
     assert "nothing against it" in found["Joint batches are twice as large."]
     arms = STUDY.arms | {"x5": Arm("joint in groups", {"d_norm": "ghost"})}
     assert "joint in groups" in dict(objections_to(replace(STUDY, arms=arms)))["Joint batches are twice as large."]
+
+
+def test_only_arms_without_batch_norm_are_other_baselines() -> None:
+    asked = "The baseline without norm is crippled."
+    layer = Arm("BN in G, LN in D", {"g_norm": "batch", "d_norm": "layer"})
+    start = Arm("none, He", {"g_norm": "none", "d_norm": "none", "initialization": "he"})
+    assert "nothing against it" in dict(objections_to(replace(STUDY, arms=STUDY.arms | {"l1": layer})))[asked]
+    answer = dict(objections_to(replace(STUDY, arms=STUDY.arms | {"l1": layer, "x1": start})))[asked]
+    assert answer == "These arms without batch norm have another initialization or another norm: none, He."
+
+
+def test_controls_are_named_only_where_there_are_some() -> None:
+    lucky, blind = "The better arm got lucky seeds.", "Could this study see an effect at all?"
+    assert dict(objections_to(STUDY))[blind].endswith("show one: 3b.")
+    assert "nothing against it" in dict(objections_to(STUDY))[lucky], "A/A is a claim of its own, and no control"
+    again = replace(STUDY.claims[-2], controls=(replace(STUDY.claims[-1].primary, arm=AA),))
+    found = dict(objections_to(replace(STUDY, claims=(again,))))
+    assert found[lucky].endswith("no effect in these claims: 7.")
+    assert "nothing against it" in found[blind]
+
+
+def test_protocol_says_which_intervals_hold_at_once_and_what_cross_fitting_does() -> None:
+    findings = Findings(STUDY, RESULTS)
+    by_name = {claim.name: claim for claim in STUDY.claims}
+    assert "Intervals are simultaneous over the contexts T, B." in protocol(findings, by_name["2"])
+    assert "simultaneous" not in protocol(findings, by_name["3b"]), "which has one context"
+    assert "simultaneous" not in protocol(findings, by_name["7"]), "each context is tested by itself"
+    crossed = replace(by_name["2"], primary=replace(by_name["2"].primary, cross_fitted=True))
+    assert "the best of the values tried here" in protocol(findings, crossed)
+    assert "tried here" not in protocol(findings, by_name["2"])
+    assert "two values nearest" in block_text(replace(STUDY.blocks[1], neighbours=True))
+    assert "nearest" not in block_text(STUDY.blocks[1])
+
+
+def test_power_is_that_of_the_strata_and_contexts_which_a_claim_has() -> None:
+    """Claim 1 has 3 rates in each of 2 contexts with 3 seeds each, claim 2 has 6 seeds at the chosen rate."""
+    verdicts = {verdict.claim.name: verdict for verdict in judge(STUDY, RESULTS)}
+    assert sizes_of(STUDY, verdicts["1"]) == {(9, 3, 2), (18, 6, 1)}
+    assert sizes_of(STUDY, verdicts["2"]) == {(6, 1, 2), (12, 2, 1)}
+    assert sizes_of(STUDY, verdicts["3b"]) == {(6, 1, 1)}
+
+
+def test_choices_are_those_at_which_runs_were_made_and_ties_are_told() -> None:
+    ended = [replace(result, failure="loss is NaN") if result.run.role == "pilot" else result for result in RESULTS]
+    _, table = choices_table(Findings(STUDY, ended))
+    assert isinstance(table, Table)
+    assert {row[3] for row in table.rows} == {"g_lr d_lr 0.0006 (tied)"}, "the least would be 0.0002"
 
 
 def test_links_lead_somewhere(folder: Path) -> None:

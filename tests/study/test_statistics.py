@@ -1,6 +1,7 @@
 """Are the intervals and p-values right? Compared with scipy, statsmodels, lifelines and invariants."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import lifelines
@@ -21,6 +22,8 @@ from bngan.study.statistics import (
     best,
     best_of,
     beta_quantile,
+    by_axes,
+    choice_made,
     choices,
     choose,
     clopper_pearson,
@@ -187,12 +190,17 @@ def test_many_studies_at_once_are_as_each_by_itself() -> None:
         )
 
 
-def test_a_single_run_tells_nothing_and_equal_runs_tell_all() -> None:
+def test_a_single_run_tells_nothing_and_equal_runs_have_no_spread_to_tell_by() -> None:
     low, high = effect_of([Stratum(1.0, ARM[:1], BASE)], "difference").limits(0.95)
     assert (low, high) == (-math.inf, math.inf)
     same = effect_of([Stratum(1.0, np.ones(5), np.zeros(5))], "difference")
     assert same.limits(0.95) == (1.0, 1.0)
     assert (float(same.p_above(0.5)), float(same.p_above(1.5))) == (0.0, 1.0)
+    assert same.alike
+    assert effect_of([Stratum(1.0, np.full(5, 702.0), np.full(5, 1404.0))], "ratio").alike, "but for rounding"
+    assert not effect_of([Stratum(1.0, ARM, np.zeros(5))], "difference").alike
+    assert not effect_of([rates((5, 5), (0, 5))], "rate").alike, "Wilson's interval has a width"
+    assert not effect_of([Stratum(1.0, ARM[:1], BASE)], "difference").alike
 
 
 def test_sum_of_estimates_has_satterthwaites_freedom() -> None:
@@ -289,6 +297,28 @@ def test_choice_tells_its_regret_and_whether_it_lies_at_the_edge() -> None:
         assert choice.at_edge == (choice.axes["g_lr d_lr"] in ends)
         assert choice.regret > 0
     assert choices(study.blocks[1], results) == {}, "fresh runs choose nothing"
+
+
+def test_ties_go_to_the_least_value_whichever_pilot_ended_first_and_runs_that_are_there_keep_theirs() -> None:
+    study = made_up_study(fresh=1, pilots=2)
+    grid, fresh, _ = study.blocks
+    pilots = [replace(result, failure="loss is NaN") for result in made_up_results(study) if result.run.block == "A"]
+    for results in (pilots, pilots[::-1]):
+        chosen = choices(grid, results)
+        assert {choice.axes["g_lr d_lr"] for choice in chosen.values()} == {2e-4}
+        assert all(choice.tied and choice.at_edge for choice in chosen.values())
+    made = choice_made(study, grid, made_up_results(study))
+    assert made == {cell: {"g_lr d_lr": 6e-4} for cell in chosen}, "at which the fresh runs were made"
+    assert {cell: choice.axes for cell, choice in choices(grid, pilots, made).items()} == made
+    assert choice_made(study, fresh, made_up_results(study)) == {}
+    assert not any(choice.tied for choice in choices(grid, made_up_results(made_up_study(pilots=3))).values())
+
+
+def test_values_are_in_their_own_order_whichever_run_ended_first() -> None:
+    results = [result for result in made_up_results(made_up_study(pilots=2)) if result.run.id.startswith("A/T/a0")]
+    found = by_axes(results[::-1])
+    assert [*found] == [f"{{'g_lr d_lr': {rate}}}" for rate in (2e-4, 6e-4, 2e-3)]
+    assert [[result.run.seed for result in of] for of in found.values()] == [[101, 102]] * 3
 
 
 def test_cross_fitted_runs_are_at_the_value_that_the_other_half_chooses() -> None:

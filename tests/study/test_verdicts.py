@@ -1,6 +1,6 @@
 """Does a verdict follow from where intervals lie, and never from less than the whole study?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -9,7 +9,7 @@ import pytest
 
 from bngan.errors import UsageError
 from bngan.study.decisions import CHOSEN, EVERY, WORDS, decide, effect_in, read_values, strata_of
-from bngan.study.spec import Claim, Contrast, Result, Run, Study
+from bngan.study.spec import Claim, Contrast, Result, Run, Study, runs_of
 from bngan.study.verdicts import Verdict, judge
 from tests.study.made_up import made_up_results, made_up_study
 
@@ -88,13 +88,30 @@ def test_more_is_less_turned_round() -> None:
 
 @pytest.mark.parametrize(
     ("late", "base_late", "expected"),
-    [(6, 6, "no practical effect"), (7, 7, "inconclusive"), (12, 12, "inconclusive"), (0, 12, "supported")],
+    [
+        (6, 6, "no practical effect"),
+        (7, 7, "inconclusive"),
+        (12, 12, "inconclusive"),
+        (0, 11, "supported"),
+        (0, 12, "inconclusive"),
+    ],
 )
 def test_equal_times_tell_nothing_where_most_runs_never_come_so_far(late: int, base_late: int, expected: str) -> None:
     times = {"a": [700.0] * (12 - late) + [1000.0] * late, "b": [700.0] * (12 - base_late) + [1000.0] * base_late}
     given = {("time_to_useful", "F", "T", arm): {"": np.array(seen)} for arm, seen in times.items()}
     given |= {("horizon", "F", "T", arm): {"": np.full(12, 1000.0)} for arm in times}
     assert word(claim(contrast(endpoint="time_to_useful")), given) == expected
+
+
+def test_runs_that_all_came_out_alike_give_no_verdict() -> None:
+    """Two runs of 2 against two of 4 have an interval without a width, which is no evidence."""
+    given = values({("T", "a"): np.array([2.0, 2.0]), ("T", "b"): np.array([4.0, 4.0])})
+    for asked in (claim(contrast()), claim(contrast(better="more")), claim(contrast(), rule="not_worse")):
+        (decision,) = decide([asked], given)
+        assert WORDS[int(decision.word)] == "inconclusive"
+        assert (float(decision.p), float(decision.against), bool(decision.overall.alike)) == (1.0, 1.0, True)
+    given["fid", "F", "T", "a"] = {"": np.array([2.0, 2.01])}
+    assert word(claim(contrast()), given) == "supported", "a spread of one arm is one"
 
 
 def test_many_claims_ask_for_smaller_p_values() -> None:
@@ -292,9 +309,68 @@ def test_cross_fitted_contrasts_read_every_value_and_others_as_before() -> None:
     every = np.stack([*found["fid", "A", "T", "a3"].values()])
     assert np.array_equal(every, found["fid, cross-fitted", "A", "T", "a3"][EVERY])
     sentences = {verdict.claim.primary: verdict.sentence for verdict in judge(study, made_up_results(study))}
-    assert "the other arm at its best rate" in sentences[in_grid]
+    assert "the other arm at the best of the rates tried here" in sentences[in_grid]
     assert "at the rates that pilots chose" in sentences[study.claims[2].primary]
     assert "rates" not in sentences[plain]
+
+
+def judged(
+    fid: Callable[[Run], float], rate: float = 6e-4, axis: str = "g_lr d_lr", also: tuple[Contrast, ...] = ()
+) -> Verdict:
+    """The verdict on a lower FID with a3 than with a0 in six fresh runs at a rate that one pilot each has chosen."""
+    study = made_up_study(fresh=6, pilots=1)
+    grid, fresh, _ = (replace(block, arms={"T": ("a0", "a1", "a3")}, aa={}) for block in study.blocks)
+    grid = replace(grid, axes={axis: (2e-4, 6e-4, 2e-3)})
+    asked = claim(Contrast("a3", "a0", ("F",), "fid", 1.25, "less"), also=also)
+    study = replace(study, blocks=(grid, fresh), claims=(asked,))
+    choice = {("T", arm): {axis: rate} for arm in ("a0", "a1", "a3")}
+    entry = {"weights": "raw", "statistics": "running", "classes": 10, "pixel_variance": 0.9}
+    results = [
+        Result(run, failure=None, seconds=1.0, measured=({**entry, "iteration": run.iterations, "fid": fid(run)},))
+        for block in study.blocks
+        for run in runs_of(study, block, choice)
+    ]
+    (verdict,) = judge(study, results)
+    return verdict
+
+
+def spread(run: Run) -> float:
+    return 1 + 0.005 * (run.seed % 3)
+
+
+def test_sentence_tells_of_choices_at_an_edge_and_of_rates_only_where_rates_were_chosen() -> None:
+    assert judged(spread).sentence.endswith(" This holds at the rates that pilots chose.")
+    at_edge = judged(spread, rate=2e-4).sentence
+    assert at_edge.endswith("beyond which a better one may lie: BN in both, joint in T, none in T.")
+    assert judged(spread, axis="r1").sentence.endswith(" This holds at the values that pilots chose.")
+
+
+def test_sentence_and_what_would_change_a_verdict_are_of_the_contrast_that_makes_it_so() -> None:
+    also = Contrast("a1", "a0", ("F",), "fid", 1.25, "less")
+    verdict = judged(lambda run: spread(run) * (2.0 if run.arm == "a3" else 4.0), also=(also,))
+    low, high = verdict.also[0].interval90
+    assert verdict.word == "no practical effect"
+    assert "is no practical effect (the FID with BN in G is that with none times 1 (" in verdict.sentence
+    assert verdict.would_change == f"A margin within the 90% interval, {low:.3g} to {high:.3g}."
+
+
+def test_runs_without_spread_are_told_and_have_blanks_in_place_of_intervals() -> None:
+    verdict = judged(lambda run: 2.0 if run.arm == "a3" else 4.0)
+    found = verdict.estimates[0].sensitivity
+    assert "no spread to judge by" in verdict.sentence
+    assert "alike" in verdict.would_change
+    assert verdict.estimates[0].needed is None
+    assert (found.superiority, found.superiority95, found.paired95) == (1.0, None, None)
+
+
+def test_more_runs_are_asked_for_only_where_there_are_fewer() -> None:
+    near = judged(lambda run: spread(run) ** 10 * (4 / 1.25 if run.arm == "a3" else 4.0))
+    wide = judged(lambda run: 4.0 * spread(run) ** 60)
+    assert (near.word, wide.word) == ("inconclusive", "inconclusive")
+    assert near.estimates[0].needed is None
+    assert "With more runs" in near.would_change
+    assert (wide.estimates[0].needed or 0) > 6
+    assert f"With about {wide.estimates[0].needed} runs of an arm in place of 6" in wide.would_change
 
 
 def test_fresh_runs_alone_are_read_or_all_of_a_grid() -> None:
@@ -356,7 +432,9 @@ def test_pairs_and_ranks_are_shown_beside_what_decides(verdicts: list[Verdict]) 
     assert found.correlation is not None
     assert -1 <= found.correlation <= 1
     assert found.superiority is not None
-    assert found.superiority[0] > 0.5, "the arm is faster"
+    assert found.superiority > 0.5, "the arm is faster"
+    assert found.superiority95 is not None
+    assert found.superiority95[0] < found.superiority < found.superiority95[1]
     assert by_name["5"].sensitivity.superiority is None, "within a run there is nothing to compare with"
     assert by_name["A/A"].sensitivity.correlation is None, "the arm again has other seeds"
 
@@ -371,7 +449,8 @@ def test_sentence_has_verdict_effect_interval_and_what_would_change_it(verdicts:
 
 def test_clear_effects_are_found(verdicts: list[Verdict]) -> None:
     by_name = {verdict.claim.name: verdict.word for verdict in verdicts}
-    assert (by_name["4"], by_name["5"]) == ("supported", "supported")
+    assert by_name["4"] == "supported"
+    assert by_name["5"] == "inconclusive", "ratios are near 1, but those of failed runs are the worst"
     assert "contradicted" not in by_name.values()
 
 
