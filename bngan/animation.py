@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from bngan.errors import UsageError
 from bngan.files import write_whole
@@ -85,7 +85,7 @@ def pictures_of_training(run: Path) -> list[Image.Image]:
 def _captioned(path: Path, iteration: int) -> Image.Image:
     try:
         picture = Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (OSError, SyntaxError) as error:
         raise UsageError(f"{path} cannot be read as a picture; move it away") from error
     captioned = Image.new("RGB", (picture.width, picture.height + CAPTION), color="white")
     captioned.paste(picture, (0, 0))

@@ -12,16 +12,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bngan import __version__
 from bngan.checkpoint import iterations, read_checkpoint
 from bngan.distributed import print0
 from bngan.errors import UsageError
+from bngan.export.about import current_versions
 from bngan.files import expand_home, write_whole
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "numpy")
@@ -257,11 +256,7 @@ def record(start: Start, device: torch.device, devices: int) -> None:
             "folder": os.getcwd(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "git": git_commit(),
-            "versions": {
-                "python": platform.python_version(),
-                "bngan": __version__,
-                **{name: version(name) for name in PACKAGES},
-            },
+            "versions": current_versions(PACKAGES),
             "machine": machine,
         }
     )

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from types import UnionType
@@ -19,9 +20,9 @@ MOST_CHANNELS = 4  # that a picture has
 Network = Literal["generator", "discriminator"]
 
 
-def current_versions() -> dict[str, str]:
-    """Return the versions of the programs that run, by their names."""
-    return {"python": platform.python_version(), "bngan": __version__, "torch": version("torch")}
+def current_versions(packages: Sequence[str] = ("torch",)) -> dict[str, str]:
+    """Return the versions of Python, bngan and packages, by their names."""
+    return {"python": platform.python_version(), "bngan": __version__, **{name: version(name) for name in packages}}
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,9 @@ class SampleMetrics:
             UsageError: if there are too few images.
             ValueError: if they have another shape or range than the net takes.
         """
-        precisions = [] if labels is None else self._precisions
-        for metric in (self._frechet, *self._pairs, *self._histograms, *precisions):
+        # Pairs first, since they say clearly when there are too few images.
+        others = (*self._pairs, *self._histograms, *([] if labels is None else self._precisions))
+        for metric in (self._frechet, *others):
             metric.reset()
         self._take(self._no_features, real=False)
         for images, asked in zip(chunks, repeat(None) if labels is None else labels, strict=labels is not None):
@@ -93,11 +94,7 @@ class SampleMetrics:
         if distance_alone:
             return {self.distance: float(self._frechet.compute())}
         values: dict[str, Tensor] = {}
-        for metric in (
-            *self._pairs,
-            *self._histograms,
-            *precisions,
-        ):  # first, since pairs say clearly when there are too few images
+        for metric in others:
             values |= metric.compute()
         values[self.distance] = self._frechet.compute()
         return {name: float(values[name]) for name in self.names if name in values}

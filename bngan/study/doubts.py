@@ -84,7 +84,7 @@ def doubts(findings: Findings, verdicts: Sequence[Verdict], folder: Path) -> Ite
     yield from provenance_section(findings, folder)
 
 
-# Samples and rates ---
+# Samples and rates ----------------------------------------------------------------------------------------------------
 
 
 def samples_section(findings: Findings, folder: Path) -> Iterator[Part]:
@@ -282,7 +282,7 @@ def power_rows(kind: Kind, margin: float, n: int, strata: int = 1, places: int =
         yield [kind, number(margin), *size, *(f"{chance:.0%}" for chance in chances)]
 
 
-# The study ---
+# The study ------------------------------------------------------------------------------------------------------------
 
 
 def checks_section(findings: Findings) -> Iterator[Part]:
