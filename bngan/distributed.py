@@ -102,15 +102,18 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.apply(gradient)
 
 
-def end_with_parent(grace: float = 10.0) -> None:
+def end_with_parent(parent: int, grace: float = 10.0) -> None:
     """End this process `grace` seconds after the one that started it, unless it has ended by itself until then.
 
     A rank that waits for a message of a rank that is gone may wait for half an hour. On Windows it does, since a process there
     is not told that its parent has ended.
+
+    Args:
+        parent: number of the process that started this one, which may be gone already.
+        grace: seconds.
     """
     if sys.platform == "win32":
         return
-    parent = int(os.environ.get(FIRST_PROCESS, os.getppid()))  # which may be gone already
 
     def watch() -> None:
         while os.getppid() == parent:

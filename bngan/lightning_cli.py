@@ -93,7 +93,7 @@ def run_command(command: str, options: argparse.Namespace, settings: list[str]) 
     """
     filter_warnings()
     if "LOCAL_RANK" in os.environ:
-        distributed.end_with_parent()
+        distributed.end_with_parent(int(os.environ.get(distributed.FIRST_PROCESS, os.getppid())))
     if command == "fit":
         run.check_restart(options.ckpt_path)
         agree_on_port()

@@ -8,6 +8,7 @@ with that fault, and without outcomes. A defect is raised.
 """
 
 import multiprocessing
+import os
 import re
 import signal
 import time
@@ -130,7 +131,7 @@ class Processes(Generic[Outcome]):
     def _new_worker(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self.function), daemon=True)
+        process = context.Process(target=_work, args=(os.getpid(), theirs, self.function), daemon=True)
         process.start()
         theirs.close()  # so that the end of the process is heard
         return _Worker(process, connection)
@@ -152,12 +153,12 @@ def _last_words(process: BaseProcess) -> str:
     return signal.strsignal(-code) or f"signal {-code}" if code < 0 else f"status {code}"
 
 
-def _work(connection: Connection, function: Callable[[Run], Outcome]) -> None:
+def _work(parent: int, connection: Connection, function: Callable[[Run], Outcome]) -> None:
     """Do chunks of runs until the process that has started this one, or its wish for more, is gone."""
     from bngan.distributed import end_with_parent
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the one who asked ends the others
-    end_with_parent(grace=0.0)
+    end_with_parent(parent, grace=0.0)
     while True:
         try:
             runs = connection.recv()

@@ -15,7 +15,6 @@ from PIL import Image
 
 from bngan.callbacks.saving import SIGNALS
 from bngan.cli import main
-from bngan.distributed import FIRST_PROCESS
 from tests.conftest import REPOSITORY, only_run
 
 QUIET = ("--trainer.accelerator=cpu", "--trainer.max_epochs=1000")
@@ -273,8 +272,8 @@ def test_loss_that_is_lost_on_one_rank_ends_the_run_as_on_a_single_one(
 
 def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:
     watched = (
-        "from bngan.distributed import end_with_parent; import time; "
-        "end_with_parent(grace=0.5); print('watches', flush=True); time.sleep(60)"
+        "from bngan.distributed import end_with_parent; import os, time; "
+        "end_with_parent(os.getppid(), grace=0.5); print('watches', flush=True); time.sleep(60)"
     )
     parent = (
         f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {watched!r}]).pid); sys.stdout.flush(); input()"
@@ -301,12 +300,9 @@ def test_process_ends_some_seconds_after_the_one_that_started_it() -> None:
 
 
 def test_process_ends_where_the_one_that_started_it_was_gone_before_it_looked() -> None:
-    late = "from bngan.distributed import end_with_parent; import time; end_with_parent(grace=0.1); time.sleep(60)"
     gone = subprocess.Popen(["true"])
     gone.wait()
-    environment = {**os.environ, FIRST_PROCESS: str(gone.pid)}
-    done = subprocess.run(
-        [sys.executable, "-c", late], env=environment, capture_output=True, text=True, timeout=50, check=False
-    )
+    late = f"from bngan.distributed import end_with_parent; import time; end_with_parent({gone.pid}, grace=0.1); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 1
     assert "the process that started it is gone" in done.stderr

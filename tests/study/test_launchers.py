@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bngan.distributed import FIRST_PROCESS
 from bngan.errors import UsageError
 from bngan.study.launchers import Cluster, Launcher, Processes, is_memory_full, ray, slurm
 from bngan.study.record import Record
@@ -127,7 +128,8 @@ if __name__ == "__main__":
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    another = {FIRST_PROCESS: str(os.getpid())}  # as in a notebook that has trained, and starts a study
+    environment = {**os.environ, **another, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "parent.py"], cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=120)
     worker = int((tmp_path / "worker").read_text())
     deadline = time.monotonic() + 20
