@@ -89,15 +89,8 @@ def doubts(findings: Findings, verdicts: Sequence[Verdict], folder: Path) -> Ite
 
 def samples_section(findings: Findings, folder: Path) -> Iterator[Part]:
     """Yield samples of the best, the median and the worst run of each arm, where runs have left some."""
-    shown = []
-    for block, context in product(findings.study.blocks, findings.study.contexts):
-        for arm, look in findings.looks.items():
-            ranked = sorted(findings.runs(block.name, context, arm), key=lambda result: (badness(result), result.run.id))
-            for name, place in {"best": 0, "median": len(ranked) // 2, "worst": -1}.items() if ranked else ():
-                result = ranked[place]
-                if (strip := strip_of(result, folder)).exists():
-                    said = f"{look.label}, {context}, {block.name}: {name} of {len(ranked)}, seed {result.run.seed}"
-                    shown.append(Picture(strip, f"{said}{', failed' if has_failed(result) else ''}"))
+    cells = product(findings.study.blocks, findings.study.contexts, findings.looks)
+    shown = [strip for block, *cell in cells for strip in strips(findings, folder, block.name, *cell)]
     if shown:
         yield Heading(2, "Samples")
         yield (
@@ -105,6 +98,18 @@ def samples_section(findings: Findings, folder: Path) -> Iterator[Part]:
             "that ended before its time has left none."
         )
         yield Pictures(shown)
+
+
+def strips(
+    findings: Findings, folder: Path, block: str, context: str, arm: str, which: Sequence[str] = ("best", "median", "worst")
+) -> Iterator[Picture]:
+    """Yield the samples of some of an arm's runs, by their quality, of those that have left some."""
+    ranked = sorted(findings.runs(block, context, arm), key=lambda result: (badness(result), result.run.id))
+    for name, place in {"best": 0, "median": len(ranked) // 2, "worst": -1}.items() if ranked else ():
+        result = ranked[place]
+        if name in which and (strip := strip_of(result, folder)).exists():
+            said = f"{findings.looks[arm].label}, {context}, {block}: {name} of {len(ranked)}, seed {result.run.seed}"
+            yield Picture(strip, f"{said}{', failed' if has_failed(result) else ''}")
 
 
 def strip_of(result: Result, folder: Path) -> Path:

@@ -9,13 +9,14 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from bngan.files import write_whole
-from bngan.study.doubts import COMMAND, block_text, doubts, settings_text
+from bngan.study.doubts import COMMAND, block_text, doubts, settings_text, strips
 from bngan.study.endpoints import ENDPOINTS
 from bngan.study.figures import figures_of_claim
+from bngan.study.figures.networks import CURVES
 from bngan.study.figures.overview import forest
 from bngan.study.findings import Findings, effect_text, failed_of, interval_of_median, number, span
 from bngan.study.pace import MILLISECONDS
-from bngan.study.page import Code, Heading, Part, Table, as_html, as_markdown, markdown_table
+from bngan.study.page import Code, Heading, Part, Pictures, Table, as_html, as_markdown, markdown_table
 from bngan.study.record import REFERENCES
 from bngan.study.spec import Claim, Result, Study
 from bngan.study.statistics import clopper_pearson
@@ -79,7 +80,7 @@ def report(findings: Findings, verdicts: Sequence[Verdict], folder: Path) -> Ite
     yield claims(verdicts)
     yield ADJUSTED
     for verdict in verdicts:
-        yield from claim_section(findings, verdict)
+        yield from claim_section(findings, verdict, folder)
     yield from doubts(findings, verdicts, folder)
 
 
@@ -127,12 +128,13 @@ def runs_text(estimate: Estimate) -> str:
     return f"{estimate.n[0]}:{estimate.n[1]}" if estimate.contrast.baseline else f"{estimate.n[0]}"
 
 
-def claim_section(findings: Findings, verdict: Verdict) -> Iterator[Part]:
+def claim_section(findings: Findings, verdict: Verdict, folder: Path) -> Iterator[Part]:
     """Yield what stands of a claim: verdict, figures, numbers, protocol, and how to overturn it."""
     claim = verdict.claim
     yield Heading(2, f"Claim {claim.name}: {claim.statement}", badge=verdict.word)
     yield verdict.sentence
     yield from figures_of_claim(findings, verdict)
+    yield from pictures_of_claim(findings, claim, folder)
     yield Heading(3, f"Claim {claim.name}: effects")
     yield estimates_table(findings, verdict)
     yield from sensitivity_table(findings, verdict)
@@ -142,6 +144,15 @@ def claim_section(findings: Findings, verdict: Verdict) -> Iterator[Part]:
     yield protocol(findings, claim)
     yield verdict.would_change
     yield Code(COMMAND)
+
+
+def pictures_of_claim(findings: Findings, claim: Claim, folder: Path) -> Iterator[Part]:
+    """Yield samples of a claim about what D does not see, arm beside arm: G need not mend it."""
+    blocks = dict.fromkeys(block for contrast in claim.contrasts if contrast.endpoint in CURVES for block in contrast.blocks)
+    cells = product(blocks, claim.contexts, findings.arms_of(claim.contrasts))
+    if shown := [strip for cell in cells for strip in strips(findings, folder, *cell, which=["median"])]:
+        yield "What G drew in the median run of each arm: what D does not see, such as a frame on all fakes, G need not mend."
+        yield Pictures(shown)
 
 
 def estimates_table(findings: Findings, verdict: Verdict) -> Table:

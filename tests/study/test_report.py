@@ -82,6 +82,20 @@ def test_every_claim_has_its_verdict_numbers_protocol_and_command(folder: Path) 
         assert said in text
 
 
+def test_claim_of_what_d_does_not_see_shows_samples_arm_beside_arm(folder: Path, tmp_path: Path) -> None:
+    for result in RESULTS:
+        (path := strip_of(result, tmp_path)).parent.mkdir(exist_ok=True)
+        Image.new("L", (280, 28), color=result.run.seed).save(path)
+    write_report(STUDY, RESULTS, tmp_path)
+    sections = re.split(r"^## ", (tmp_path / "report.md").read_text(), flags=re.MULTILINE)
+    own = {section.partition(":")[0]: re.findall(r"!\[([^]]*)\]\(samples", section) for section in sections}
+    shown = [caption.partition(", seed")[0] for caption in own["Claim 4"]]
+    for context in "TB":
+        assert {f"{label}, {context}, F: median of 6" for label in ("none", "BN in both, joint")} <= {*shown}
+    assert all("F: median of 6" in caption for caption in shown)
+    assert {name for name, captions in own.items() if captions} == {"Claim 4", next(name for name in own if "Samples" in name)}
+
+
 def test_parameters_are_counted_for_each_arm(folder: Path) -> None:
     """G is 100-128-256-784, D 784-256-128-1; batch norm adds a scale and a shift to each hidden unit."""
     g = sum((n + 1) * m for n, m in ((100, 128), (128, 256), (256, 784)))
@@ -185,7 +199,7 @@ def test_links_lead_somewhere(folder: Path) -> None:
 def test_best_median_and_worst_run_of_an_arm_are_shown(folder: Path) -> None:
     ranked = sorted(of_one_arm(RESULTS), key=badness)
     page = (folder / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 3
+    assert page.count('src="data:image/png;base64,') == 3 + 1  # the median one stands by the claim of what D sees, too
     assert f"best of 6, seed {ranked[0].run.seed}" in page
     assert re.search(rf"worst of 6, seed {ranked[-1].run.seed}\b", page)
 
