@@ -51,11 +51,13 @@ def sample(parser: Parser, arguments: list[str]) -> None:
         help=".png, .jpg or what else Pillow writes: a grid; .npy or .npz: uint8 N x C x H x W; without a suffix, or with / at "
         "its end: a folder of pictures (default samples.png)",
     )
+    _take_force(parser)
     args = parser.parse_args(arguments)
     count, columns = _count(args.num, args.grid)
     from bngan.images import check_grid, output_kind, write_images
 
     kind = output_kind(output := expand_home(args.output))
+    _refuse_to_replace([Path(output)], force=args.force)
     if columns and kind != "grid":
         raise UsageError(f"--grid is of a picture, which --output {output} is none of; choose .png, or leave out --grid")
     generator = _load(args)
@@ -75,6 +77,7 @@ def interpolate(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--to", type=int, default=1, dest="end", metavar="J", help="number of the last sample (default 1)")
     parser.add_argument("--steps", type=int, help=f"images, the two samples included (default {STRIP}; in a film {FILM})")
     parser.add_argument("--output", default="strip.png", help=".png: a strip; .gif or .mp4: a film (default strip.png)")
+    _take_force(parser)
     args = parser.parse_args(arguments)
     check_at_least(2, "--", steps=args.steps)
     check_at_least(0, "--", **{"from": args.start, "to": args.end})
@@ -88,6 +91,7 @@ def interpolate(parser: Parser, arguments: list[str]) -> None:
         raise UsageError(f"--output {output}: a walk is written as a strip, .png, or as a film, {' or '.join(FILMS)}")
     if not (strip := output.suffix.lower() == ".png"):
         check_film(output)
+    _refuse_to_replace([output], force=args.force)
     steps = args.steps or (STRIP if strip else FILM)
     generator = _load(args)
     check_grid(steps, generator.settings.image_shape)
@@ -129,11 +133,13 @@ def evolve(parser: Parser, arguments: list[str]) -> None:
     """Make a film of what a run's G made of the same latents as training went on."""
     parser.add_argument("run", nargs="+", help="a run's folder, or last, the newest run")
     parser.add_argument("--output", default="evolve.gif", help="the film, .gif or .mp4 (default evolve.gif)")
+    _take_force(parser)
     args = parser.parse_args(arguments)
     from bngan.animation import check_film, pictures_of_training, write_film
 
     output = Path(expand_home(args.output))
     check_film(output)
+    _refuse_to_replace([output], force=args.force)
     from bngan.run import checkpoint_of, only_one, run_of
 
     asked = Path(only_one(args.run))
@@ -286,10 +292,12 @@ def _writing(output: str | Path) -> Iterator[None]:
         raise UsageError(f"cannot write to {output}: {error.strerror or error}; choose another --output") from error
 
 
-def _refuse_to_replace(files: list[Path], *, force: bool) -> None:
-    there = [str(file) for file in files if file.exists()]
+def _refuse_to_replace(paths: list[Path], *, force: bool) -> None:
+    """Refuse to write over a file, or into a folder that is not empty, unless that is asked for."""
+    with _writing(paths[0]):
+        there = [path for path in paths if (any(path.iterdir()) if path.is_dir() else path.is_file())]
     if there and not force:
-        raise UsageError(f"{there[0]} exists; name another --output, in a folder of its own, or add --force to replace it")
+        raise UsageError(f"{there[0]} exists; choose another --output, or add --force to replace it")
 
 
 def _count(num: int | None, grid: str | None) -> tuple[int, int | None]:

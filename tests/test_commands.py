@@ -109,22 +109,49 @@ def test_so_many_samples_that_no_program_shows_them_make_no_picture(capsys: pyte
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "output"),
+    [
+        (["sample", OLD], "samples.png"),
+        (["sample", OLD], "a.npz"),
+        (["sample", OLD], "folder/b.txt"),
+        (["interpolate", OLD], "strip.png"),
+        (["evolve", "last"], "evolve.gif"),
+        (["export", OLD], "g.safetensors"),
+        (["explain", OLD], "explain.html"),
+    ],
+)
+def test_nothing_is_replaced_unless_that_is_asked_for(
+    words: list[str | Path], output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = Path(output)
+    there.parent.mkdir(exist_ok=True)
+    asked = f"--output={output.replace('/b.txt', '/')}"
+    if there.parent != Path():  # an empty folder replaces nothing
+        told(*words, asked, "--num=1", capsys=capsys, status=0)
+        (there.parent / "000000.png").unlink()
+    there.write_text("mine")
+    refused = told(*words, asked, capsys=capsys)
+    assert f"{there if there.parent == Path() else 'folder'} exists; choose another --output, or add --force" in refused
+    assert there.read_text() == "mine"
+
+
 def test_a_run_is_sampled_by_its_best_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("runs/any/one/checkpoints")
     folder.mkdir(parents=True)
     shutil.copy(OLD, folder / "last.ckpt")
     for asked, checkpoint in (("last", "last.ckpt"), ("runs/any/one", "last.ckpt"), ("last", "best.ckpt")):
         shutil.copy(OLD, folder / checkpoint)
-        assert main(["sample", asked, "--num=1"]) == 0
+        assert main(["sample", asked, "--num=1", "--force"]) == 0
         assert capsys.readouterr().out == f"1 image of {folder / checkpoint} written to samples.png\n"
 
 
 def test_grid_has_the_rows_and_columns_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     for asked, count, size in (("2x5", 10, (5, 2)), ("3X1", 3, (1, 3)), ("4x4", 16, (4, 4))):
-        assert f"{count} images" in told("sample", OLD, f"--grid={asked}", capsys=capsys, status=0)
+        assert f"{count} images" in told("sample", OLD, f"--grid={asked}", "--force", capsys=capsys, status=0)
         with Image.open("samples.png") as picture:
             assert picture.size == tuple(58 * side + 2 for side in size)
-    told("sample", OLD, "--grid=2x5", "--num=7", capsys=capsys, status=0)
+    told("sample", OLD, "--grid=2x5", "--num=7", "--force", capsys=capsys, status=0)
     with Image.open("samples.png") as picture:
         assert picture.size == (58 * 5 + 2, 58 * 2 + 2)
     for wrong in ("5", "x", "0x3", "3x-1", "a x b", "1.5x2"):
@@ -200,9 +227,10 @@ def test_film_of_a_run_shows_its_samples_as_training_went_on(capsys: pytest.Capt
     for iteration in (0, 5, 10):
         Image.new("L", (60, 60), color=20 * iteration).save(run / "samples" / f"iteration-{iteration:06d}.png")
     for asked in (run, "last", run / "checkpoints" / "last.ckpt"):
-        assert told("evolve", asked, capsys=capsys, status=0) == f"3 pictures of {run} written to evolve.gif\n"
+        assert told("evolve", asked, "--force", capsys=capsys, status=0) == f"3 pictures of {run} written to evolve.gif\n"
         with Image.open("evolve.gif") as film:
             assert getattr(film, "n_frames", 1) == 3
+    Path("evolve.gif").unlink()
     assert "gone/samples: 0, and" in told("evolve", "gone", capsys=capsys)
     Path("g.safetensors").write_bytes(b"")
     assert "g.safetensors is no run" in told("evolve", "g.safetensors", capsys=capsys)
@@ -220,7 +248,7 @@ def test_export_writes_file_card_and_picture_and_replaces_only_by_force(capsys: 
     assert "Largest difference of its images to the original's, on 1,000 latents: " in out
     assert float(out.split()[-1]) < 1e-5
     assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", "g.png", "g.safetensors"]
-    assert "out/g.safetensors exists; name another --output" in told(*words, capsys=capsys)
+    assert "out/g.safetensors exists; choose another --output, or add --force to replace it" in told(*words, capsys=capsys)
     path.unlink()
     (path.parent / "README.md").write_text("mine")
     assert "out/README.md exists" in told(*words, capsys=capsys)

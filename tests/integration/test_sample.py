@@ -27,7 +27,7 @@ def saved(gan: GAN, folder: Path, iterations: int) -> Path:
 def sampled(path: Path, *arguments: str) -> np.ndarray:
     """Return 20 samples that the command draws from a checkpoint, in 0 to 255."""
     output = path.parent / "samples.npz"
-    assert main(["sample", str(path), "--num=20", f"--output={output}", *arguments]) == 0
+    assert main(["sample", str(path), "--num=20", f"--output={output}", "--force", *arguments]) == 0
     return np.load(output)["images"].astype(int)
 
 
@@ -54,7 +54,7 @@ def test_command_samples_the_weights_and_by_the_statistics_that_are_asked_for(tm
 def test_command_cannot_sample_an_average_that_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tiny(ema_decay=0.0), tmp_path, iterations=3)
     for weights, status in (("raw", 0), ("ema", 2)):
-        assert main(["sample", str(path), "--num=2", f"--weights={weights}", f"--output={tmp_path / 'a.npz'}"]) == status
+        assert main(["sample", str(path), "--num=2", f"--weights={weights}", f"--output={tmp_path / weights}.npz"]) == status
     answer = capsys.readouterr().err
     assert "ema_decay" in answer
     assert "Traceback" not in answer
@@ -65,7 +65,7 @@ def test_statistics_are_no_choice_where_the_generator_has_no_batch_norm(
 ) -> None:
     for norm, status in (("batch", 0), ("layer", 2)):
         path = saved(tiny(g_norm=norm), tmp_path, iterations=1)
-        assert main(["sample", str(path), "--num=2", "--statistics=precise", f"--output={tmp_path / 'a.npz'}"]) == status
+        assert main(["sample", str(path), "--num=2", "--statistics=precise", f"--output={tmp_path / norm}.npz"]) == status
     assert "this generator has no batch norm, so statistics have no effect on it; leave them out" in capsys.readouterr().err
 
 
