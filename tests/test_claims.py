@@ -1,4 +1,4 @@
-"""README's table of claims is what the committed study says."""
+"""README's tables of claims are what the committed studies say."""
 
 import shutil
 from pathlib import Path
@@ -6,13 +6,26 @@ from pathlib import Path
 import claims
 import pytest
 
-STUDY = claims.REPOSITORY / "docs" / "claims" / "claims_cpu"
+README = claims.REPOSITORY / "README.md"
+STUDIES = [folder.parent for folder in sorted((claims.REPOSITORY / "docs" / "claims").glob("*/study.yaml"))]
 
 
-def test_table_of_claims_is_written_by_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_committed_study_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = tmp_path / "README.md"
-    folder = shutil.copytree(STUDY, tmp_path / "study", ignore=shutil.ignore_patterns("figures"))
-    monkeypatch.setattr("sys.argv", ["claims.py", str(folder), f"--readme={readme}"])
-    readme.write_text((claims.REPOSITORY / "README.md").read_text().replace("conditional |", "supported |"))
+    ignored = shutil.ignore_patterns("figures", "samples")
+    folders = [shutil.copytree(folder, tmp_path / folder.name, ignore=ignored) for folder in STUDIES]
+    monkeypatch.setattr("sys.argv", ["claims.py", *map(str, folders), f"--readme={readme}"])
+    readme.write_text(README.read_text().replace("inconclusive |", "supported |"))
     claims.main()
-    assert readme.read_text() == (claims.REPOSITORY / "README.md").read_text()
+    assert readme.read_text() == README.read_text()
+
+
+def test_a_page_without_a_place_for_the_table_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (readme := tmp_path / "README.md").write_text("no table")
+    monkeypatch.setattr("sys.argv", ["claims.py", str(STUDIES[0]), f"--readme={readme}"])
+    with pytest.raises(SystemExit):
+        claims.main()
+    assert "has no <!-- written by scripts/claims.py" in capsys.readouterr().err
+    assert readme.read_text() == "no table"

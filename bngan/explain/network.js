@@ -48,24 +48,27 @@ function decodeNetwork(packed) {
 /** Map n rows x (n, inputs) to W x + b (n, outputs). */
 function linear({ weight, bias, inputs, outputs }, x, n) {
   const y = new Float64Array(n * outputs);
+  // Four rows and two outputs at once, since fetching a number takes as long as using it; the last ones stand in for those beyond.
   for (let row = 0; row < n; row += 4) {
-    // Four rows at once, since fetching a weight takes as long as using it; the last row stands in for those beyond it.
     const rows = [row, row + 1, row + 2, row + 3].map(number => Math.min(number, n - 1));
     const [first, second, third, fourth] = rows.map(number => number * inputs);
-    for (let out = 0; out < outputs; out++) {
-      const start = out * inputs;
-      let a = bias[out], b = a, c = a, d = a;
+    for (let out = 0; out < outputs; out += 2) {
+      const next = Math.min(out + 1, outputs - 1), one = out * inputs, other = next * inputs;
+      let a = bias[out], b = a, c = a, d = a, e = bias[next], f = e, g = e, h = e;
       for (let i = 0; i < inputs; i++) {
-        const w = weight[start + i];
-        a += w * x[first + i];
-        b += w * x[second + i];
-        c += w * x[third + i];
-        d += w * x[fourth + i];
+        const w = weight[one + i], v = weight[other + i];
+        const s = x[first + i], t = x[second + i], u = x[third + i], z = x[fourth + i];
+        a += w * s;
+        b += w * t;
+        c += w * u;
+        d += w * z;
+        e += v * s;
+        f += v * t;
+        g += v * u;
+        h += v * z;
       }
-      y[rows[0] * outputs + out] = a;
-      y[rows[1] * outputs + out] = b;
-      y[rows[2] * outputs + out] = c;
-      y[rows[3] * outputs + out] = d;
+      [a, b, c, d].forEach((value, k) => (y[rows[k] * outputs + out] = value));
+      [e, f, g, h].forEach((value, k) => (y[rows[k] * outputs + next] = value));
     }
   }
   return y;

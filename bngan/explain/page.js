@@ -126,23 +126,27 @@ function followAddress(scenes) {
 
 const LEVELS = 256;
 
-const grey = value => Array(3).fill((value + 1) * 127.5);
+const grey = () => value => Array(3).fill((value + 1) * 127.5);
 
-/** Return a colour for a value in [-1, 1]: vermillion above 0, blue below, as pale as the page at 0. */
-function signed(value) {
-  const [above, below] = isDark() ? [[242, 142, 75], [86, 180, 233]] : [[213, 94, 0], [0, 114, 178]];
-  const [red, green, blue] = value > 0 ? above : below;
-  const paper = isDark() ? 28 : 250;
-  return [red, green, blue].map(part => paper + Math.abs(value) * (part - paper));
+/** Return colours for values in [-1, 1]: vermillion above 0, blue below, as pale as the page at 0. */
+function signed() {
+  const dark = isDark(); // asked once, since to ask takes longer than to paint
+  const [paper, above, below] = dark ? [28, [242, 142, 75], [86, 180, 233]] : [250, [213, 94, 0], [0, 114, 178]];
+  return value => (value > 0 ? above : below).map(part => paper + Math.abs(value) * (part - paper));
 }
 
 function isDark() {
   return matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches;
 }
 
+/** Return the colours of so many values from -1 to 1. */
+function paletteOf(colours) {
+  const colour = colours();
+  return Array.from({ length: LEVELS }, (_, level) => colour((2 * level) / (LEVELS - 1) - 1));
+}
+
 /** Fill pixels with the colours of values, of which those beyond [-1, 1] are drawn as -1 and 1. */
-function paint(pixels, values, colour) {
-  const palette = Array.from({ length: LEVELS }, (_, level) => colour((2 * level) / (LEVELS - 1) - 1));
+function paint(pixels, values, palette) {
   for (let i = 0; i < values.length; i++) {
     const level = Math.round(((Math.min(Math.max(values[i], -1), 1) + 1) / 2) * (LEVELS - 1));
     for (let part = 0; part < 3; part++) pixels[4 * i + part] = palette[level][part];
@@ -151,14 +155,15 @@ function paint(pixels, values, colour) {
 }
 
 /** Fill a canvas with images (n, 784) side by side, and say in words what it shows. */
-function showImages(canvas, images, columns, words, colour = grey) {
+function showImages(canvas, images, columns, words, colours = grey) {
+  const palette = paletteOf(colours);
   const n = images.length / IMAGE, rows = Math.ceil(n / columns), gap = n > 1 ? 2 : 0;
   canvas.width = columns * (28 + gap) - gap;
   canvas.height = rows * (28 + gap) - gap;
   const context = canvas.getContext("2d");
   const picture = context.createImageData(28, 28);
   for (let image = 0; image < n; image++) {
-    paint(picture.data, images.subarray(image * IMAGE, (image + 1) * IMAGE), colour);
+    paint(picture.data, images.subarray(image * IMAGE, (image + 1) * IMAGE), palette);
     context.putImageData(picture, (image % columns) * (28 + gap), Math.floor(image / columns) * (28 + gap));
   }
   describe(canvas, words);
@@ -169,7 +174,7 @@ function showBars(canvas, values, words) {
   canvas.width = values.length;
   canvas.height = 1;
   const picture = canvas.getContext("2d").createImageData(values.length, 1);
-  paint(picture.data, values.map(value => value / 3), signed);
+  paint(picture.data, values.map(value => value / 3), paletteOf(signed));
   canvas.getContext("2d").putImageData(picture, 0, 0);
   describe(canvas, words);
 }
@@ -180,13 +185,13 @@ function describe(element, words) {
 }
 
 /** Put a choice of pictures in a place: one radio button for each image (n, 784). */
-function addChooser(host, name, images, words, colour = grey) {
+function addChooser(host, name, images, words, colours = grey) {
   for (let i = 0; i < images.length / IMAGE; i++) {
     const label = document.createElement("label");
     const input = Object.assign(document.createElement("input"), { type: "radio", name, value: i });
     input.checked = i === Number(host.dataset.default);
     const canvas = document.createElement("canvas");
-    showImages(canvas, images.subarray(i * IMAGE, (i + 1) * IMAGE), 1, words(i), colour);
+    showImages(canvas, images.subarray(i * IMAGE, (i + 1) * IMAGE), 1, words(i), colours);
     label.append(input, canvas);
     host.append(label);
   }
