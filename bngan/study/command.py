@@ -52,10 +52,11 @@ def run_command(
         _estimate(study, data, jobs, device)
         return
     with locked(folder):
+        doing = _launcher(launcher, jobs, device, folder, data)
         record = Record(study, folder, device)
         if record.torn:
             print("The last line of results.jsonl was cut off; its run is done again.", flush=True)
-        run_study(study, record, _launcher(launcher, jobs, device, folder, data), choose)
+        run_study(study, record, doing, choose)
         write_references(study, data, folder)
         if device == "cpu" and launcher == "local":
             write_milliseconds(study, data, folder)

@@ -260,7 +260,7 @@ class Cluster(Generic[Outcome]):
         return _opened(runs, sent)
 
 
-def slurm(jobs: int, function: Callable[[Run], Outcome], folder: Path, cluster: str | None = None) -> Cluster[Outcome]:
+def slurm(jobs: int, function: Callable[[Run], Outcome], folder: Path, cluster: str = "slurm") -> Cluster[Outcome]:
     """Return SLURM's jobs by submitit; partition, account and so on are those of the environment (SBATCH_PARTITION, ...).
 
     Args:
@@ -270,13 +270,16 @@ def slurm(jobs: int, function: Callable[[Run], Outcome], folder: Path, cluster: 
         cluster: another of submitit's executors, such as "local".
 
     Raises:
-        UsageError: if submitit is not installed.
+        UsageError: if submitit is not installed, or there is no SLURM.
     """
     try:
         import submitit  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise UsageError("--launcher slurm needs submitit; install it by pip install 'bngan[slurm]'") from error
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    except RuntimeError as error:
+        raise UsageError(f"--launcher slurm: this machine has no SLURM ({error}); leave out --launcher") from error
     executor.update_parameters(timeout_min=DAY, cpus_per_task=1, mem_gb=4)
     return Cluster(jobs, partial(executor.submit, _do_chunk, function))
 

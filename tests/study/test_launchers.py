@@ -186,6 +186,13 @@ def test_runs_go_through_submitit(tmp_path: Path) -> None:
     assert sorted(result.run.id for result in results) == sorted(run.id for run in RUNS)
 
 
+def test_without_slurm_jobs_go_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))  # on which there is no srun
+    with pytest.raises(UsageError, match="this machine has no SLURM"):
+        slurm(2, at_once, tmp_path)
+
+
 @pytest.mark.slow
 def test_runs_go_through_ray() -> None:
     pytest.importorskip("ray")
