@@ -294,6 +294,9 @@ class GanCLI(LightningCLI):
         rates = f"learning rates G {self.model.settings.g_lr:g} and D {self.model.settings.d_lr:g}"
         device = self.trainer.strategy.root_device.type
         print0(f"{self.datamodule.data_name} images {shape}, batch {batch_size} over {ranks} x {device}, {rates}")
+        classes = 1 if self.datamodule.folder is None else self.datamodule.classes
+        if classes > 1 and not self.model.settings.classes:
+            print0(f"G and D are not told the classes; with --model.classes {classes} they are, and each can be asked for")
         if ranks > 1 and any(self.model.batch_norms()):
             synchronized = self.config.trainer.sync_batchnorm
             together = "all devices' images together" if synchronized else "each device's images by themselves"

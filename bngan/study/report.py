@@ -93,7 +93,8 @@ def summary(findings: Findings, verdicts: Sequence[Verdict]) -> str:
         f"{length:,}" for length in sorted({min(b.iterations for b in blocks), max(b.iterations for b in blocks)})
     )
     return (
-        f"{len(verdicts)} claim{'' if len(verdicts) == 1 else 's'}: {', '.join(f'{count} {word}' for word, count in words.items())}. "
+        f"{len(verdicts)} claim{'' if len(verdicts) == 1 else 's'}: "
+        f"{', '.join(f'{count} {word}' for word, count in words.items())}. "
         f"{len(findings.results):,} runs of {lengths} iterations on "
         f"{', '.join(dict.fromkeys(block.task for block in blocks))}; {lost:,} of them failed, and count."
     )

@@ -321,15 +321,21 @@ def test_ranks_plot_and_measure_what_one_process_does(
 def test_pictures_of_ones_own_train_on_the_first_try(train: Command, tmp_path: Path) -> None:
     for number in range(40):
         pixels = np.random.default_rng(number).integers(0, 256, (40 + number % 3, 50, 3), dtype=np.uint8)
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.jpg")
+        (folder := tmp_path / "pictures" / ("cat", "dog")[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
     arguments = ("--data.name=folder", "--data.folder=pictures", "--data.image_size=32", "--model.network=conv")
     small = ("--model.hidden_dim=8", "--data.batch_size=16", "--trainer.max_steps=4", "--name=mine", "--trainer.max_epochs=-1")
     done = train("fit", *arguments, *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "2 classes: 20 cat, 20 dog" in done.stdout
+    told = "with --model.classes 2 they are, and each can be asked for"
+    assert told in done.stdout
     folder = only_run(tmp_path / "runs")
     assert folder.parent.name == "mine"
     assert Image.open(folder / "samples" / "iteration-000004.png").mode == "RGB"
+    done = train("fit", *arguments, *small, "--model.classes=2", "--run=told", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert told not in done.stdout
 
 
 def test_fast_dev_run_tries_everything_and_writes_nothing(
