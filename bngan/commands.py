@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from bngan.errors import UsageError, check_at_least
-from bngan.files import expand_home
+from bngan.files import expand_home, refuse_to_replace, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,14 +56,14 @@ def sample(parser: Parser, arguments: list[str]) -> None:
     from bngan.images import check_grid, output_kind, write_images
 
     kind = output_kind(output := expand_home(args.output))
-    _refuse_to_replace([Path(output)], force=args.force)
+    refuse_to_replace(Path(output), force=args.force)
     if columns and kind != "grid":
         raise UsageError(f"--grid is of a picture, which --output {output} is none of; choose .png, or leave out --grid")
     generator = _load(args)
     if kind == "grid":
         check_grid(count, generator.settings.image_shape)
     parts = generator.chunks(count, args.seed, label=args.digit, truncation=args.truncation)
-    with _writing(output):
+    with writing(output):
         write_images(_shown(parts, count), Path(output), kind, count, columns)
     print(f"{count} {'image' if count == 1 else 'images'} of {generator.source} written to {output}")
 
@@ -91,12 +90,12 @@ def interpolate(parser: Parser, arguments: list[str]) -> None:
         raise UsageError(f"--output {output}: a walk is written as a strip, .png, or as a film, {' or '.join(FILMS)}")
     if not (strip := output.suffix.lower() == ".png"):
         check_film(output)
-    _refuse_to_replace([output], force=args.force)
+    refuse_to_replace(output, force=args.force)
     steps = args.steps or (STRIP if strip else FILM)
     generator = _load(args)
     check_grid(steps, generator.settings.image_shape)
     images = generator.sampler.walk(args.start, args.end, steps, args.seed, args.digit)
-    with _writing(output):
+    with writing(output):
         if strip:
             write_images([images], output, "grid", steps, columns=steps)
         else:
@@ -121,9 +120,9 @@ def export(parser: Parser, arguments: list[str]) -> None:
             "alone; choose running or precise"
         )
     files = [output, output.with_name("README.md"), output.with_suffix(".png")]
-    _refuse_to_replace(files, force=args.force)
+    refuse_to_replace(*files, force=args.force)
     generator = _load(args)
-    with _writing(output):
+    with writing(output):
         difference = generator.export(output, fold=args.fold_batchnorm, force=args.force)
     print(f"The generator of {generator.source} written to {output}, described in {files[1]}.")
     print(f"Largest difference of its images to the original's, on 1,000 latents: {difference:.2g}")
@@ -139,7 +138,7 @@ def evolve(parser: Parser, arguments: list[str]) -> None:
 
     output = Path(expand_home(args.output))
     check_film(output)
-    _refuse_to_replace([output], force=args.force)
+    refuse_to_replace(output, force=args.force)
     from bngan.run import checkpoint_of, only_one, run_of
 
     asked = Path(only_one(args.run))
@@ -147,7 +146,7 @@ def evolve(parser: Parser, arguments: list[str]) -> None:
         raise UsageError(f"{asked} is no run, and the pictures of training are in a run's folder, runs/NAME/ID; name that")
     run = asked if asked.is_dir() else run_of(checkpoint_of(asked)) or asked
     pictures = pictures_of_training(run)
-    with _writing(output):
+    with writing(output):
         write_film(pictures, output, PER_SECOND["evolve"])
     print(f"{len(pictures)} pictures of {run} written to {output}")
 
@@ -160,13 +159,13 @@ def explain(parser: Parser, arguments: list[str]) -> None:
     _take_force(parser)
     args = parser.parse_args(arguments)
     output = Path(expand_home(args.output))
-    _refuse_to_replace([output], force=args.force)
+    refuse_to_replace(output, force=args.force)
     path = _source(args)
     from bngan.explain import explain as write_page
     from bngan.hub import load_networks
 
     networks = load_networks(path, pretrained=args.pretrained)
-    with _writing(output):
+    with writing(output):
         write_page(networks.generator, networks.discriminator, output, networks.source, force=args.force)
     print(f"{networks.source} explained in {output}")
 
@@ -281,23 +280,6 @@ def _source(args: argparse.Namespace) -> str | None:
     from bngan.run import only_one  # which takes Lightning along
 
     return only_one(args.checkpoint)
-
-
-@contextmanager
-def _writing(output: str | Path) -> Iterator[None]:
-    """Within the block a file or a folder that cannot be written to is a person's mistake."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write to {output}: {error.strerror or error}; choose another --output") from error
-
-
-def _refuse_to_replace(paths: list[Path], *, force: bool) -> None:
-    """Refuse to write over a file, or into a folder that is not empty, unless that is asked for."""
-    with _writing(paths[0]):
-        there = [path for path in paths if (any(path.iterdir()) if path.is_dir() else path.is_file())]
-    if there and not force:
-        raise UsageError(f"{there[0]} exists; choose another --output, or add --force to replace it")
 
 
 def _count(num: int | None, grid: str | None) -> tuple[int, int | None]:

@@ -39,6 +39,32 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def writing(output: str | Path) -> Iterator[None]:
+    """Within the block a file or a folder that cannot be written to is a person's mistake.
+
+    Raises:
+        UsageError: saying which, and why.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write to {output}: {error.strerror or error}; choose another --output") from error
+
+
+def refuse_to_replace(*paths: Path, force: bool) -> None:
+    """Refuse to write over a file, or into a folder that is not empty, unless that is asked for.
+
+    Raises:
+        UsageError: naming the first that is there, or if one cannot be looked into.
+    """
+    for path in paths:
+        with writing(path):
+            is_there = any(path.iterdir()) if path.is_dir() else path.is_file()
+        if is_there and not force:
+            raise UsageError(f"{path} exists; choose another --output, or add --force to replace it")
+
+
 def expand_home(path: str) -> str:
     """Return a path with ~ or ~user at its beginning written out in full, as a shell does only where a word begins.
 

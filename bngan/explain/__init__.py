@@ -18,7 +18,7 @@ from bngan.blocks import DiscriminatorNetwork, GeneratorNetwork
 from bngan.data import mnist
 from bngan.errors import UsageError
 from bngan.explain.measured import BATCH, BRIGHTER, PLUS, SIZES, TIMES, Shown, measure
-from bngan.files import write_whole
+from bngan.files import refuse_to_replace, write_whole
 from bngan.networks import Discriminator, Generator
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -47,8 +47,7 @@ def explain(
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output {output}: a page that explains is written as .html")
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists; choose another --output, or add --force to replace it")
+    refuse_to_replace(output, force=force)
     write_whole(output, page(shown_by(generator, discriminator), source).encode())
 
 

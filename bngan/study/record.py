@@ -15,7 +15,7 @@ import torch
 
 from bngan import __version__
 from bngan.errors import UsageError
-from bngan.files import write_whole
+from bngan.files import write_whole, writing
 from bngan.study.spec import Look, Result, Run, Study, planned_runs
 
 RESULTS, SOURCE = "results.jsonl", "study.yaml"
@@ -41,7 +41,7 @@ class Record:
 
     def __init__(self, study: Study, folder: Path, device: str = "cpu") -> None:
         self.path = folder / RESULTS
-        try:
+        with writing(folder):
             content = self.path.read_bytes() if self.path.exists() else b""
             whole = whole_lines(content)
             self.torn = len(whole) < len(content)
@@ -51,8 +51,6 @@ class Record:
             if not whole:
                 write_whole(self.path, _line({"study": study.name, "sha256": study.sha256} | machine(device)))
                 write_whole(folder / SOURCE, study.source.encode())
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
 
     def add(self, result: Result) -> None:
         """Append a result, as a whole line that is on the disk when this returns.
@@ -148,11 +146,9 @@ def locked(folder: Path) -> Iterator[None]:
         return
     import fcntl
 
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
